@@ -1,0 +1,233 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+)
+
+const (
+	// grantSize is how much may be written before the free space is looked at
+	// again.
+	grantSize = 16 << 20
+	// flushSize is how much gathers in memory before the kernel is asked to
+	// begin writing it out, so that the sync at the end has little left to do:
+	// a quarter less time for 64 MiB.
+	flushSize = 8 << 20
+	// smallBuffer is all the memory that a sender who sends nothing can hold;
+	// largeBuffer is what one gets that fills the small one, while there are
+	// some of largeBuffers left.
+	smallBuffer  = 16 << 10
+	largeBuffer  = 256 << 10
+	largeBuffers = 64
+)
+
+// inflow is bytes on their way into a file. One goroutine at a time owns it.
+type inflow struct {
+	file  *os.File
+	hash  hash.Hash
+	size  int64            // bytes in the file; hash has seen exactly these
+	grant int64            // bytes that may still be written before the disk is asked again
+	begun int64            // bytes that the kernel was asked to begin writing out
+	wrote func(size int64) // nil, or told the size reached after every write
+	eager bool             // somebody follows: pieces are written as they come, not gathered
+}
+
+// bodyError is an error of the reader that bytes came from; any other error of
+// pour is the disk's.
+type bodyError struct{ err error }
+
+func (e *bodyError) Error() string { return e.err.Error() }
+func (e *bodyError) Unwrap() error { return e.err }
+
+// asUpload says of a client's body what went wrong in the client's words.
+func asUpload(err error) error {
+	if body := (*bodyError)(nil); errors.As(err, &body) {
+		return oci.ErrUploadInvalid.Because("the body ended early").Wrap(body.err)
+	}
+	return err
+}
+
+// asFull turns the system's ways to say "no space" into ErrDiskFull, and any
+// other trouble with the disk into ErrUnavailable: another node may serve.
+func asFull(err error) error {
+	if isFull(err) {
+		return oci.ErrDiskFull.Wrap(err)
+	}
+	return oci.ErrUnavailable.Wrap(err)
+}
+
+// pour writes and hashes in one pass what r holds. Bytes that arrived before
+// an error stay, counted and hashed.
+func (s *Store) pour(ctx context.Context, w *inflow, r io.Reader) error {
+	buf, give := s.buffers.small()
+	defer func() { give() }()
+	for {
+		if err := ctx.Err(); err != nil {
+			return &bodyError{err}
+		}
+		n, rerr := w.read(r, buf)
+		if n > 0 {
+			if err := s.write(w, buf[:n]); err != nil {
+				return err
+			}
+		}
+		if rerr == io.EOF {
+			return nil
+		}
+		if rerr != nil {
+			return &bodyError{rerr}
+		}
+		if n == smallBuffer {
+			if big, giveBig, ok := s.buffers.large(); ok {
+				give()
+				buf, give = big, giveBig
+			}
+		}
+	}
+}
+
+// read fills buf, or as much of it as is there where followers wait.
+func (w *inflow) read(r io.Reader, buf []byte) (n int, err error) {
+	if w.eager {
+		return r.Read(buf)
+	}
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
+}
+
+func (s *Store) write(w *inflow, p []byte) error {
+	if err := s.room(w, int64(len(p))); err != nil {
+		return err
+	}
+	n, err := w.file.WriteAt(p, w.size)
+	_, _ = w.hash.Write(p[:n]) // a hash never errs
+	w.size += int64(n)
+	s.stats.written.Add(int64(n))
+	if w.size-w.begun >= flushSize {
+		beginFlush(w.file, w.begun, w.size-w.begun)
+		w.begun = w.size
+	}
+	if w.wrote != nil {
+		w.wrote(w.size)
+	}
+	if err != nil {
+		return asFull(err)
+	}
+	return nil
+}
+
+// room takes n bytes from w's grant, renewing it from the space above the
+// reserve. Writers do not see each other's grants, so that many of them may
+// together overrun the reserve by up to grantSize each before they notice.
+func (s *Store) room(w *inflow, n int64) error {
+	if w.grant < n {
+		free, _, err := s.sys.space(s.cfg.Dir)
+		if err != nil {
+			return oci.ErrUnavailable.Wrap(err)
+		}
+		if free < uint64(s.cfg.Reserve)+uint64(n) {
+			return oci.ErrDiskFull
+		}
+		w.grant = int64(min(free-uint64(s.cfg.Reserve), grantSize))
+	}
+	w.grant -= n
+	return nil
+}
+
+// writable refuses a write before it begins: on a Store that failed or is
+// closed, or where n bytes (below zero: not known) would reach the reserve.
+func (s *Store) writable(n int64) error {
+	if err := s.sound(); err != nil {
+		return err
+	}
+	if s.closed.Load() {
+		return oci.ErrUnavailable.Because("shutting down")
+	}
+	free, _, err := s.sys.space(s.cfg.Dir)
+	if err != nil {
+		return oci.ErrUnavailable.Wrap(err)
+	}
+	if free < uint64(s.cfg.Reserve)+uint64(max(n, 0)) {
+		return oci.ErrDiskFull
+	}
+	return nil
+}
+
+// Free returns how many bytes the store's file system can still take, the
+// reserve included, and how many it has in all.
+func (s *Store) Free() (free, total uint64, err error) {
+	free, total, err = s.sys.space(s.cfg.Dir)
+	if err != nil {
+		return 0, 0, fmt.Errorf("ask for free space: %w", err)
+	}
+	return free, total, nil
+}
+
+// Full returns ErrDiskFull while the reserve is touched, so that writes are
+// refused, and an error too after a failed sync.
+func (s *Store) Full() error {
+	if err := s.writable(0); err != nil {
+		return fmt.Errorf("check disk: %w", err)
+	}
+	return nil
+}
+
+// sound returns the failed sync, if there was one.
+func (s *Store) sound() error {
+	if err := s.failed.Load(); err != nil {
+		return oci.ErrUnavailable.Because("the disk failed").Wrap(*err)
+	}
+	return nil
+}
+
+// fail records a failed sync: from here on nothing is written or vouched for.
+func (s *Store) fail(err error) error {
+	if s.failed.CompareAndSwap(nil, &err) {
+		s.log.Error("disk failed, refusing writes", "err", err)
+		if s.cfg.Fatal != nil {
+			s.cfg.Fatal(err)
+		}
+	}
+	return s.sound()
+}
+
+// buffers lends memory to copy through: plenty of small pieces and a bounded
+// number of large ones, none of it held while idle.
+type buffers struct {
+	smalls, larges *sync.Pool
+	tokens         chan struct{} // one per large buffer lent
+}
+
+func newBuffers() buffers {
+	return buffers{
+		smalls: &sync.Pool{New: func() any { return new([smallBuffer]byte) }},
+		larges: &sync.Pool{New: func() any { return new([largeBuffer]byte) }},
+		tokens: make(chan struct{}, largeBuffers),
+	}
+}
+
+func (b buffers) small() (buf []byte, give func()) {
+	p := b.smalls.Get().(*[smallBuffer]byte)
+	return p[:], func() { b.smalls.Put(p) }
+}
+
+func (b buffers) large() (buf []byte, give func(), ok bool) {
+	select {
+	case b.tokens <- struct{}{}:
+	default:
+		return nil, nil, false
+	}
+	p := b.larges.Get().(*[largeBuffer]byte)
+	return p[:], func() { b.larges.Put(p); <-b.tokens }, true
+}
