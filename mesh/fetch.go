@@ -1,0 +1,333 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+)
+
+// mayFill is the header by which a client's node allows its gateway to start
+// a download. Nobody passes it on, so nothing loops.
+const mayFill = "Flotilla-May-Fill"
+
+// askedAtOnce is how many of the nodes that probably lack a blob are asked
+// at a time.
+const askedAtOnce = 8
+
+// hunt finds the sources of one download, one after the other. It belongs to
+// the one goroutine that runs the download.
+type hunt struct {
+	b      *Blobs
+	digest digest.Digest
+	client bool // for a client of this node, else for a node of the zone: then this is the gateway
+
+	size     int64           // of the blob, -1 until a source said
+	tried    map[string]bool // in this round
+	denied   map[string]bool // who said that they lack it
+	reached  int64
+	deadline time.Time // for more than reached
+}
+
+func (b *Blobs) newHunt(d digest.Digest, client bool) *hunt {
+	return &hunt{b: b, digest: d, client: client, size: -1, tried: map[string]bool{}, denied: map[string]bool{}, reached: -1}
+}
+
+// next returns the bytes from off on of the next source that has more than
+// that, and the size of the whole blob. As long as no source has answered, one
+// round decides: the blob is proved absent, or unavailable. Once a response
+// has begun, rounds follow each other until one has an answer or there was no
+// progress for a long time.
+func (h *hunt) next(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+	if h.size < 0 {
+		body, err := h.round(ctx, off)
+		if err != nil {
+			return nil, 0, h.verdict(ctx)
+		}
+		return body, h.size, nil
+	}
+	if off > h.reached {
+		h.reached, h.deadline = off, time.Now().Add(h.b.patience.Persist)
+	}
+	for pause := h.b.patience.Pause; ; pause = min(2*pause, 16*h.b.patience.Pause) {
+		body, err := h.round(ctx, off)
+		if err == nil {
+			return body, h.size, nil
+		}
+		if time.Now().After(h.deadline) {
+			return nil, 0, oci.ErrUnavailable.Because("no source for the rest of the blob")
+		}
+		select {
+		case <-ctx.Done():
+			return nil, 0, context.Cause(ctx)
+		case <-time.After(pause):
+		}
+		clear(h.tried)
+	}
+}
+
+var errNobody = errors.New("nobody serves it")
+
+// round asks everyone not tried in this round, likely holders first and one by
+// one, the others together, those that seem down last: gossip may be wrong.
+func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
+	r := h.b.members.Ring()
+	var likely, others, down []string
+	gateway := ""
+	for _, s := range r.Sources(h.digest, h.b.id) {
+		if h.tried[s.ID] {
+			continue
+		}
+		if s.Gateway && h.client && h.size < 0 {
+			gateway = s.ID
+		}
+		switch {
+		case s.Down:
+			down = append(down, s.ID)
+		case len(likely) <= 2*r.Replicas():
+			likely = append(likely, s.ID)
+		default:
+			others = append(others, s.ID)
+		}
+	}
+	for _, id := range likely {
+		if body, err := h.get(ctx, id, off, id == gateway); err == nil {
+			return body, nil
+		}
+	}
+	for _, group := range [][]string{others, down} {
+		if body, err := h.getAny(ctx, group, off); err == nil {
+			return body, nil
+		}
+	}
+	return nil, errNobody
+}
+
+// verdict says what a round without an answer proves: absence, if every member
+// denied having the blob.
+func (h *hunt) verdict(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return oci.ErrUnavailable.Wrap(context.Cause(ctx))
+	}
+	nodes := h.b.members.Ring().Nodes()
+	silent := 0
+	for _, n := range nodes {
+		if n.ID != h.b.id && !h.denied[n.ID] {
+			silent++
+		}
+	}
+	switch {
+	case len(nodes) == 0:
+		h.b.stats.unavailable.Add(1)
+		return oci.ErrUnavailable.Because("the members of the mesh are not known yet")
+	case silent > 0:
+		h.b.stats.unavailable.Add(1)
+		return oci.ErrUnavailable.Because("%d nodes that may hold the blob cannot be asked", silent)
+	}
+	h.b.stats.unknown.Add(1)
+	return oci.ErrBlobUnknown
+}
+
+// get asks one node for the bytes from off on.
+func (h *hunt) get(ctx context.Context, id string, off int64, gateway bool) (io.ReadCloser, error) {
+	h.tried[id] = true
+	body, size, err := h.b.ask(ctx, http.MethodGet, question{id, h.digest, off, gateway})
+	if err == nil && h.size >= 0 && size != h.size {
+		_ = body.Close()
+		err = fmt.Errorf("it has %d bytes there and %d elsewhere", size, h.size)
+	}
+	if err == nil {
+		if gateway {
+			h.b.stats.gatewayServed.Add(1)
+		}
+		h.size = size
+		return body, nil
+	}
+	h.note(ctx, id, err)
+	return nil, err
+}
+
+// note remembers that a node did not serve.
+func (h *hunt) note(ctx context.Context, id string, err error) {
+	h.tried[id] = true
+	if errors.Is(err, oci.ErrBlobUnknown) {
+		h.denied[id] = true
+		return
+	}
+	h.b.log.Debug("source does not serve a blob", "node", id, "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
+}
+
+// getAny asks nodes which of them has the blob, and then the first that does
+// for its bytes.
+func (h *hunt) getAny(ctx context.Context, ids []string, off int64) (io.ReadCloser, error) {
+	for len(ids) > 0 {
+		id, ok := h.poll(ctx, ids, off)
+		if !ok {
+			break
+		}
+		if body, err := h.get(ctx, id, off, false); err == nil {
+			return body, nil
+		}
+		var rest []string
+		for _, id := range ids {
+			if !h.tried[id] {
+				rest = append(rest, id)
+			}
+		}
+		ids = rest
+	}
+	return nil, errNobody
+}
+
+// poll asks ids at once, a few at a time, and returns the first that has more
+// than off bytes. Those whose answer was not needed any more stay untried.
+func (h *hunt) poll(ctx context.Context, ids []string, off int64) (winner string, ok bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var mu sync.Mutex
+	var asking errgroup.Group
+	asking.SetLimit(askedAtOnce)
+	for _, id := range ids {
+		asking.Go(func() error {
+			if ctx.Err() != nil {
+				return nil
+			}
+			_, _, err := h.b.ask(ctx, http.MethodHead, question{id, h.digest, off, false})
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case ok:
+			case err == nil:
+				winner, ok = id, true
+				cancel()
+			default:
+				h.note(ctx, id, err)
+			}
+			return nil
+		})
+	}
+	_ = asking.Wait() // always nil
+	return winner, ok
+}
+
+// question is what one node asks another about a blob.
+type question struct {
+	node    string
+	digest  digest.Digest
+	off     int64
+	gateway bool // it may start a download
+}
+
+// ask asks one node for a blob, or (HEAD) whether it has more of it than off.
+// The wait for the answer's header has a bound, the body has none: silence is
+// the business of whoever reads it. A node that lacks the blob is
+// ErrBlobUnknown, everything else means that it cannot serve now.
+func (b *Blobs) ask(ctx context.Context, method string, q question) (io.ReadCloser, int64, error) {
+	body, size, err := b.exchange(ctx, method, q)
+	switch {
+	case err == nil:
+		b.stats.served.Add(1)
+	case errors.Is(err, oci.ErrBlobUnknown):
+		b.stats.denied.Add(1)
+	case ctx.Err() == nil:
+		b.stats.failed.Add(1)
+	}
+	return body, size, err
+}
+
+func (b *Blobs) exchange(ctx context.Context, method string, q question) (io.ReadCloser, int64, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	wait := b.patience.Answer
+	if q.gateway {
+		wait = b.patience.Gateway
+	}
+	late := time.AfterFunc(wait, func() { cancel(errNoAnswer) })
+	resp, err := b.sendQuestion(ctx, method, q)
+	if !late.Stop() && err == nil { // cancelled under the response
+		_ = resp.Body.Close()
+		err = errNoAnswer
+	}
+	var size int64
+	if err == nil {
+		if size, err = blobSize(resp, q.off); err != nil || method == http.MethodHead {
+			_ = resp.Body.Close()
+		}
+	}
+	if err != nil || method == http.MethodHead {
+		if cause := context.Cause(ctx); err != nil && cause != nil {
+			err = cause
+		}
+		cancel(nil)
+		return nil, size, err
+	}
+	return &incoming{ReadCloser: resp.Body, cancel: cancel, count: &b.stats.bytesFrom}, size, nil
+}
+
+func (b *Blobs) sendQuestion(ctx context.Context, method string, q question) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+q.node+"/blobs/"+q.digest.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	if q.off > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", q.off))
+	}
+	if q.gateway {
+		req.Header.Set(mayFill, "1")
+	}
+	resp, err := b.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusPartialContent {
+		defer resp.Body.Close()
+		if method == http.MethodHead && resp.StatusCode == http.StatusNotFound && resp.Header.Get(denial) != "" {
+			return nil, oci.ErrBlobUnknown
+		}
+		return nil, decode(resp)
+	}
+	return resp, nil
+}
+
+// blobSize returns the size of the whole blob that resp serves from off on.
+func blobSize(resp *http.Response, off int64) (int64, error) {
+	if off == 0 {
+		if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 {
+			return 0, errors.New("the answer does not say how large the blob is")
+		}
+		return resp.ContentLength, nil
+	}
+	var from, to, size int64
+	got := resp.Header.Get("Content-Range")
+	if _, err := fmt.Sscanf(got, "bytes %d-%d/%d", &from, &to, &size); err != nil || from != off || to != size-1 || size <= off {
+		return 0, fmt.Errorf("the answer serves %q instead of the bytes from %d on", got, off)
+	}
+	return size, nil
+}
+
+// incoming is the body of a source.
+type incoming struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+	count  *atomic.Int64
+}
+
+func (i *incoming) Read(p []byte) (int, error) {
+	n, err := i.ReadCloser.Read(p)
+	i.count.Add(int64(n))
+	return n, err
+}
+
+// Close may come while Read waits, and frees it.
+func (i *incoming) Close() error {
+	i.cancel(nil)
+	return i.ReadCloser.Close()
+}

@@ -1,0 +1,248 @@
+package mesh
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+)
+
+// PeerHandler serves /blobs/ and /uploads/ to other members, whom the caller
+// has proved to be members.
+func (b *Blobs) PeerHandler() http.Handler {
+	mux := http.NewServeMux()
+	for pattern, serve := range map[string]func(http.ResponseWriter, *http.Request) error{
+		"GET /blobs/{digest}":  b.serveBlob, // and HEAD
+		"PUT /blobs/{digest}":  b.serveCopy,
+		"PATCH /uploads/{id}":  b.serveUpload(b.appendHere),
+		"GET /uploads/{id}":    b.serveUpload(b.sizeHere),
+		"PUT /uploads/{id}":    b.serveUpload(b.finishHere),
+		"DELETE /uploads/{id}": b.serveUpload(b.cancelHere),
+	} {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := serve(w, r); err != nil {
+				refuse(w, err)
+			}
+		})
+	}
+	return mux
+}
+
+// serveBlob sends a blob, from an offset on: a whole one, or one that grows
+// and has more than the offset by now. It begins a download only for a node of
+// this zone that takes it for the zone's gateway.
+func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
+	d, err := oci.ParseDigest(r.PathValue("digest"))
+	if err != nil {
+		return err
+	}
+	off, err := parseRange(r.Header.Get("Range"))
+	if err != nil {
+		return err
+	}
+	f, size, err := b.find(r.Context(), d, off, r.Method == http.MethodGet && r.Header.Get(mayFill) != "")
+	if err != nil {
+		return err
+	}
+	// Closing frees a Read that waits for the copy to grow.
+	free := context.AfterFunc(r.Context(), func() { _ = f.Close() })
+	defer func() {
+		if free() {
+			_ = f.Close()
+		}
+	}()
+	if off >= size && off > 0 {
+		return oci.ErrSizeInvalid.Because("the blob has only %d bytes", size)
+	}
+	if _, err := f.Seek(off, io.SeekStart); err != nil {
+		return err
+	}
+	status := http.StatusOK
+	if off > 0 {
+		status = http.StatusPartialContent
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, size-1, size))
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.FormatInt(size-off, 10))
+	w.WriteHeader(status)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	control := http.NewResponseController(w)
+	_ = control.Flush() // the asker knows the size before the first byte is here
+	sent, err := b.copyOut(deadlined{w, control, b.patience.Stall}, f, size-off)
+	b.stats.bytesTo.Add(sent)
+	if err != nil {
+		b.log.Debug("a peer did not get all of a blob", "digest", d, "offset", off, "sent", sent, "err", err, "request", oci.RequestID(r.Context()))
+	}
+	return nil // the header is out: a short body tells the rest
+}
+
+// find opens d for a peer that has off bytes of it.
+func (b *Blobs) find(ctx context.Context, d digest.Digest, off int64, fill bool) (io.ReadSeekCloser, int64, error) {
+	f, size, err := b.local.Open(ctx, d)
+	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
+		return f, size, err
+	}
+	if f, size, ok := b.local.Follow(d, off); ok {
+		return f, size, nil
+	}
+	if !fill || off > 0 {
+		return nil, 0, err
+	}
+	b.stats.gatewayFills.Add(1)
+	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, false).next)
+	if err == nil {
+		return f, size, nil
+	}
+	b.log.Debug("no copy for a node of this zone", "digest", d, "err", err, "request", oci.RequestID(ctx))
+	// What this node could not find out, the asker will: it needs to know
+	// whether the blob is here, and it is not.
+	return b.local.Open(ctx, d)
+}
+
+// parseRange reads the only form of range that nodes ask each other for.
+func parseRange(s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	digits, ok := strings.CutPrefix(s, "bytes=")
+	if ok {
+		digits, ok = strings.CutSuffix(digits, "-")
+	}
+	off, err := strconv.ParseUint(digits, 10, 63)
+	if !ok || err != nil {
+		return 0, oci.ErrUnsupported.Because("range %.40q", s)
+	}
+	return int64(off), nil
+}
+
+// copyOut copies n bytes of f to w through a large buffer.
+func (b *Blobs) copyOut(w io.Writer, f io.Reader, n int64) (int64, error) {
+	buf := b.buffers.Get().(*[copyBuffer]byte)
+	defer b.buffers.Put(buf)
+	sent, err := io.CopyBuffer(w, struct{ io.Reader }{io.LimitReader(f, n)}, buf[:])
+	if err == nil && sent < n {
+		err = io.ErrUnexpectedEOF
+	}
+	return sent, err
+}
+
+// deadlined gives up on a receiver that takes no bytes. What does not fill a
+// buffer is all that there is now: it goes out at once, else the receiver of a
+// copy that grows slowly would take this node for a dead one.
+type deadlined struct {
+	w       io.Writer
+	control *http.ResponseController
+	limit   time.Duration
+}
+
+func (d deadlined) Write(p []byte) (int, error) {
+	_ = d.control.SetWriteDeadline(time.Now().Add(d.limit)) // not every transport can
+	n, err := d.w.Write(p)
+	if err == nil && n < copyBuffer {
+		err = d.control.Flush()
+	}
+	return n, err
+}
+
+// idleReader gives up on a body whose sender falls silent. Only bodies from a
+// node's disk are watched so: a client may take its time.
+type idleReader struct {
+	r       io.Reader
+	control *http.ResponseController
+	limit   time.Duration
+}
+
+func (i idleReader) Read(p []byte) (int, error) {
+	_ = i.control.SetReadDeadline(time.Now().Add(i.limit)) // not every transport can
+	n, err := i.r.Read(p)
+	if err != nil {
+		// The server watches the connection while the disk works.
+		_ = i.control.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}
+
+// serveCopy takes a copy of a blob. One that is here already is marked used,
+// which keeps it from being dropped while the push that offers it goes on, and
+// its bytes are not asked for.
+func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
+	d, err := oci.ParseDigest(r.PathValue("digest"))
+	if err != nil {
+		return err
+	}
+	if _, held := b.local.Touch(d); held {
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	if err := b.local.Full(); err != nil {
+		return err
+	}
+	control := http.NewResponseController(w)
+	err = b.local.Put(r.Context(), d, r.ContentLength, idleReader{r.Body, control, b.patience.Stall})
+	_ = control.SetReadDeadline(time.Time{})
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+// serveUpload makes a handler of one thing that is done to an upload here.
+func (b *Blobs) serveUpload(do func(r *http.Request, u oci.Upload) (int64, error)) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		size, err := do(r, oci.Upload{Repo: r.URL.Query().Get("repo"), ID: r.PathValue("id")})
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(progress{Size: size}) // who does not read it has gone
+		return nil
+	}
+}
+
+func (b *Blobs) appendHere(r *http.Request, u oci.Upload) (int64, error) {
+	off, err := offset(r)
+	if err != nil {
+		return 0, err
+	}
+	return b.local.Append(r.Context(), u, off, r.Body)
+}
+
+func (b *Blobs) sizeHere(r *http.Request, u oci.Upload) (int64, error) {
+	return b.local.Size(r.Context(), u)
+}
+
+func (b *Blobs) finishHere(r *http.Request, u oci.Upload) (int64, error) {
+	off, err := offset(r)
+	if err != nil {
+		return 0, err
+	}
+	d, err := oci.ParseDigest(r.URL.Query().Get("digest"))
+	if err != nil {
+		return 0, err
+	}
+	return b.finish(r.Context(), u, off, r.Body, d)
+}
+
+func (b *Blobs) cancelHere(r *http.Request, u oci.Upload) (int64, error) {
+	return 0, b.local.Cancel(r.Context(), u)
+}
+
+func offset(r *http.Request) (int64, error) {
+	off, err := strconv.ParseInt(r.URL.Query().Get("off"), 10, 64)
+	if err != nil {
+		return 0, oci.ErrUploadInvalid.Because("offset %.40q", r.URL.Query().Get("off"))
+	}
+	return off, nil
+}

@@ -1,0 +1,281 @@
+package mesh_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh"
+)
+
+func (p *peer) push(ctx context.Context, content []byte) error {
+	return p.blobs.Put(ctx, digest.FromBytes(content), int64(len(content)), bytes.NewReader(content))
+}
+
+func (c *cluster) holders(d digest.Digest) (ids []string) {
+	for _, p := range c.nodes {
+		if p.holds(d) {
+			ids = append(ids, p.id)
+		}
+	}
+	return ids
+}
+
+func (c *cluster) owners(d digest.Digest) (ids []string) {
+	for _, n := range c.Ring().Owners(d) {
+		ids = append(ids, n.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// TestPlace: what is pushed anywhere ends up with all owners.
+func TestPlace(t *testing.T) {
+	for _, row := range []struct {
+		name     string
+		replicas int
+		zones    []string
+	}{
+		{"alone", 3, []string{"a"}},
+		{"two", 3, []string{"a", "a"}},
+		{"more than replicas", 2, []string{"a", "a", "b", "b", "-a"}},
+		{"pushed where no weight is", 1, []string{"-a", "a"}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := newCluster(t, option{replicas: row.replicas}, row.zones...)
+			for i, size := range []int{0, 1000, 300_000} {
+				content := bytesOf(uint64(i), size)
+				d := digest.FromBytes(content)
+				if err := c.nodes[0].push(t.Context(), content); err != nil {
+					t.Fatal(err)
+				}
+				until(t, "all owners hold it", func() bool {
+					got := c.holders(d)
+					return !slices.ContainsFunc(c.owners(d), func(id string) bool { return !slices.Contains(got, id) })
+				})
+				if n := len(c.holders(d)); n > row.replicas+1 {
+					t.Errorf("%d copies of %d and the pusher's", n, row.replicas)
+				}
+			}
+		})
+	}
+}
+
+// TestPlaceAgain: whoever has a blob marks it used and is sent nothing.
+func TestPlaceAgain(t *testing.T) {
+	c := newCluster(t, option{replicas: 3}, "a", "a", "a")
+	content := bytesOf(1, 500_000)
+	d := digest.FromBytes(content)
+	for _, p := range c.nodes {
+		p.hold(t, content)
+	}
+	if err := c.nodes[0].push(t.Context(), content); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "both others said so", func() bool { return c.nodes[0].blobs.Stats().CopiesHeld == 2 })
+	if s := c.nodes[0].blobs.Stats(); s.BytesToPeers != 0 || s.CopiesPlaced != 2 {
+		t.Errorf("stats %+v", s)
+	}
+	for _, p := range c.nodes[1:] {
+		if p.answers("PUT", d, 200) != 1 {
+			t.Errorf("node %s took it again", p.id)
+		}
+	}
+}
+
+// TestPlaceReplacesOwners: the next rank takes the copy of an owner that
+// cannot.
+func TestPlaceReplacesOwners(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		spoil func(c *cluster, p *peer)
+	}{
+		{"seen down", func(c *cluster, p *peer) { c.setDown(p, true) }},
+		{"dead", func(_ *cluster, p *peer) { p.kill() }},
+		{"in trouble", func(_ *cluster, p *peer) {
+			p.setTamper(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { http.Error(w, "broken", 500) })
+		}},
+		{"takes no bytes", func(_ *cluster, p *peer) {
+			p.setTamper(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+				_, _ = io.ReadFull(r.Body, make([]byte, 10))
+				<-r.Context().Done()
+			})
+		}},
+		{"does not answer", func(c *cluster, p *peer) { p.lost.Store(true) }},
+		{"goes down with all bytes", func(c *cluster, p *peer) {
+			p.setTamper(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				c.setDown(p, true)
+				<-r.Context().Done()
+			})
+		}},
+		{"disk hangs", func(_ *cluster, p *peer) {
+			p.setTamper(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				<-r.Context().Done()
+			})
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			c := newCluster(t, option{replicas: 2, patience: mesh.Patience{Stall: 200 * time.Millisecond, Durable: 300 * time.Millisecond}}, "-a", "a", "a", "a")
+			bad := c.nodes[1]
+			content, d := contentFor(t, 10<<20, func(d digest.Digest) bool { return slices.Contains(c.owners(d), bad.id) })
+			row.spoil(c, bad)
+			if err := c.nodes[0].push(t.Context(), content); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "the two others hold it", func() bool { return c.nodes[2].holds(d) && c.nodes[3].holds(d) })
+		})
+	}
+}
+
+func TestPlaceOnFullDisk(t *testing.T) {
+	c := newCluster(t, option{replicas: 2, full: []int{1}}, "a", "a", "a")
+	for i := range uint64(5) {
+		content := bytesOf(i, 100_000)
+		if err := c.nodes[0].push(t.Context(), content); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the third holds it", func() bool { return c.nodes[2].holds(digest.FromBytes(content)) })
+	}
+	if err := c.nodes[1].push(t.Context(), []byte("x")); !errors.Is(err, oci.ErrDiskFull) {
+		t.Errorf("pushed to a full disk: %v", err)
+	}
+}
+
+// TestTooFewCopies: one durable copy is no acknowledged push where two could
+// be; the bytes stay, and the retry is cheap.
+func TestTooFewCopies(t *testing.T) {
+	c := newCluster(t, option{replicas: 3}, "a", "a")
+	other := c.nodes[1]
+	content := bytesOf(1, 100_000)
+	d := digest.FromBytes(content)
+	for _, row := range []struct {
+		name        string
+		spoil, heal func()
+	}{
+		{"seen down", func() { c.setDown(other, true) }, func() { c.setDown(other, false) }},
+		{"does not answer", func() {
+			other.setTamper(func(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) })
+		}, func() { other.setTamper(nil) }},
+	} {
+		row.spoil()
+		if err := c.nodes[0].push(t.Context(), content); !errors.Is(err, oci.ErrUnavailable) {
+			t.Fatalf("%s: error %v", row.name, err)
+		}
+		if !c.nodes[0].holds(d) {
+			t.Fatalf("%s: the bytes are gone", row.name)
+		}
+		row.heal()
+	}
+	if n := c.nodes[0].blobs.Stats().PlaceShort; n != 2 {
+		t.Errorf("counted %d short pushes", n)
+	}
+	if err := c.nodes[0].push(t.Context(), content); err != nil || !other.holds(d) {
+		t.Fatalf("after healing: %v", err)
+	}
+	c.mu.Lock()
+	c.members = nil
+	c.mu.Unlock()
+	if err := c.nodes[0].push(t.Context(), content); !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("with no members known: %v", err)
+	}
+}
+
+// TestPlaceInBackground: two durable copies answer the push, and the third
+// follows though the pusher's context has ended.
+func TestPlaceInBackground(t *testing.T) {
+	c := newCluster(t, option{replicas: 3}, "a", "a", "a")
+	content := bytesOf(1, 100_000)
+	d := digest.FromBytes(content)
+	release := make(chan struct{})
+	var slow atomic.Pointer[peer]
+	for _, p := range c.nodes[1:] {
+		p.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if slow.CompareAndSwap(nil, p) { // whoever is asked first waits
+				<-release
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	ctx, cancel := context.WithCancel(oci.WithRequestID(t.Context(), "push-1"))
+	err := c.nodes[0].push(ctx, content)
+	cancel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := slow.Load()
+	if last.holds(d) {
+		t.Fatal("the slow one has it already")
+	}
+	close(release)
+	until(t, "the third copy", func() bool { return last.holds(d) })
+	last.mu.Lock()
+	defer last.mu.Unlock()
+	if !slices.Contains(last.ids, "push-1") {
+		t.Errorf("the background request lost its id: %q", last.ids)
+	}
+}
+
+// TestCloseEndsPlacing: Close waits for no peer.
+func TestCloseEndsPlacing(t *testing.T) {
+	c := newCluster(t, option{replicas: 3}, "a", "a", "a")
+	var held atomic.Bool
+	for _, p := range c.nodes[1:] {
+		p.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if held.CompareAndSwap(false, true) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				<-r.Context().Done()
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	if err := c.nodes[0].push(t.Context(), bytesOf(1, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes[0].blobs.Close()
+	if s := c.nodes[0].blobs.Stats(); s.CopiesPlaced != 1 {
+		t.Errorf("stats %+v", s)
+	}
+	if !strings.Contains(c.nodes[0].log.String(), "fewer copies") {
+		t.Errorf("nothing was said of the missing copy:\n%s", c.nodes[0].log.String())
+	}
+	if err := c.nodes[0].push(t.Context(), bytesOf(2, 1000)); !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("pushed after Close: %v", err)
+	}
+}
+
+func TestPutRefuses(t *testing.T) {
+	c := newCluster(t, option{replicas: 2}, "a", "a")
+	content := bytesOf(1, 1000)
+	d := digest.FromBytes(content)
+	for _, row := range []struct {
+		name string
+		size int64
+		r    io.Reader
+		want error
+	}{
+		{"other bytes", 1000, bytes.NewReader(bytesOf(2, 1000)), oci.ErrDigestInvalid},
+		{"too short", 1000, bytes.NewReader(content[:999]), oci.ErrSizeInvalid},
+		{"ends early", -1, io.MultiReader(bytes.NewReader(content[:500]), iotest.ErrReader(io.ErrUnexpectedEOF)), oci.ErrUploadInvalid},
+	} {
+		if err := c.nodes[0].blobs.Put(t.Context(), d, row.size, row.r); !errors.Is(err, row.want) {
+			t.Errorf("%s: %v, want %v", row.name, err, row.want)
+		}
+	}
+	if got := c.holders(d); len(got) != 0 {
+		t.Errorf("kept at %v", got)
+	}
+}

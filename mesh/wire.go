@@ -1,0 +1,187 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+)
+
+const (
+	copyBuffer = 256 << 10
+	maxAnswer  = 64 << 10 // of an answer that is not a blob
+
+	// denial marks an answer that a node lacks a blob: a 404 to HEAD has no
+	// body to tell it from other ones.
+	denial = "Flotilla-Denied"
+)
+
+var (
+	errNoAnswer = errors.New("no answer in time")
+	errNoTaker  = errors.New("it takes no bytes")
+	errDied     = errors.New("gossip sees it down")
+)
+
+// decode turns an answer that is not a success into the error that it carries.
+func decode(resp *http.Response) error {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return oci.ErrUnavailable.Wrap(err)
+	}
+	return oci.DecodeError(body)
+}
+
+// refuse answers a peer's request with an error.
+func refuse(w http.ResponseWriter, err error) {
+	status := http.StatusBadRequest
+	var known *oci.Error
+	if !errors.As(err, &known) {
+		known = oci.ErrUnavailable
+	}
+	switch known.Kind {
+	case oci.ErrBlobUnknown.Kind:
+		w.Header().Set(denial, "1")
+		status = http.StatusNotFound
+	case oci.ErrUploadUnknown.Kind:
+		status = http.StatusNotFound
+	case oci.ErrUnavailable.Kind:
+		status = http.StatusServiceUnavailable
+	}
+	body := oci.EncodeError(err)
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+	w.WriteHeader(status)
+	_, _ = w.Write(body) // who does not read it has gone
+}
+
+// outgoing is a request body on its way to a peer. It ends the request when
+// the peer takes no bytes for a while; and, once it has them all, when it goes
+// down or takes too long before it answers. The time that r needs is r's own:
+// it may be a slow client.
+type outgoing struct {
+	r      io.Reader
+	limits limits
+	cancel context.CancelCauseFunc
+	timer  *time.Timer
+
+	mu    sync.Mutex
+	begun bool      // something was read
+	sent  time.Time // when r ended
+	over  bool      // the request has its answer
+	n     int64
+	err   error // of r, unless it just ended
+}
+
+// limits is what a peer may keep a request waiting for.
+type limits struct {
+	stall  time.Duration // without taking a byte; and between looks at down
+	answer time.Duration // for the answer to the whole body, 0 for no bound
+	down   func() bool   // the peer seems down
+}
+
+// newOutgoing starts counting at once: the request begins with a wait for the
+// peer's permission to send.
+func newOutgoing(r io.Reader, l limits, cancel context.CancelCauseFunc) *outgoing {
+	o := &outgoing{r: r, limits: l, cancel: cancel}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.timer = time.AfterFunc(l.stall, o.expire)
+	return o
+}
+
+func (o *outgoing) expire() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.over:
+	case o.sent.IsZero():
+		o.cancel(errNoTaker)
+	case o.limits.down():
+		o.cancel(errDied)
+	case o.limits.answer > 0 && time.Since(o.sent) > o.limits.answer:
+		o.cancel(errNoAnswer)
+	default:
+		o.timer.Reset(o.limits.stall)
+	}
+}
+
+// Read implements io.Reader for the transport.
+func (o *outgoing) Read(p []byte) (int, error) {
+	o.mu.Lock()
+	if o.over {
+		o.mu.Unlock()
+		return 0, http.ErrBodyReadAfterClose
+	}
+	o.begun = true
+	o.timer.Stop()
+	o.mu.Unlock()
+
+	n, err := o.r.Read(p)
+
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.n += int64(n)
+	if err != nil {
+		o.sent = time.Now()
+	}
+	if err != nil && err != io.EOF {
+		o.err = err
+	}
+	if !o.over {
+		o.timer.Reset(o.limits.stall)
+	}
+	return n, err
+}
+
+// Close implements io.Closer for the transport, which closes too early to end
+// anything: the answer is still to come.
+func (o *outgoing) Close() error { return nil }
+
+// again returns the body once more, as long as nothing was read of it: the
+// transport asks when a connection that it had kept turns out to be gone.
+func (o *outgoing) again() (io.ReadCloser, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.begun {
+		return nil, errors.New("part of the body was sent")
+	}
+	return o, nil
+}
+
+// end stops the watch. It returns how much of r was read, and r's error.
+// Whoever owns r has it back, but for a Read that may still wait in it.
+func (o *outgoing) end() (int64, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.over = true
+	o.timer.Stop()
+	return o.n, o.err
+}
+
+// do sends req with o as its body, if the peer wants it: a peer that has the
+// bytes, or cannot take them, answers from the header alone. size below 0 is
+// unknown.
+func (b *Blobs) do(req *http.Request, o *outgoing, size int64) (*http.Response, error) {
+	if size == 0 {
+		req.Body = http.NoBody
+		o.mu.Lock()
+		o.begun, o.sent = true, time.Now()
+		o.mu.Unlock()
+	} else {
+		req.Body, req.ContentLength, req.GetBody = o, size, o.again
+		req.Header.Set("Expect", "100-continue")
+		// Tells the transport, and nobody else, that it may repeat the request
+		// where nothing of the body was sent.
+		req.Header["Idempotency-Key"] = nil
+	}
+	resp, err := b.client.Do(req)
+	if cause := context.Cause(req.Context()); err != nil && cause != nil {
+		err = cause
+	}
+	return resp, err
+}
