@@ -1,0 +1,241 @@
+package metadata
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+)
+
+// Queries answer from this replica's state, as far as it has come. A name or
+// digest that could not be stored is one that is not there.
+
+const (
+	// staleAfter is the age at which an unused link is hidden from HEAD, so
+	// that clients offer the blob again before it may expire.
+	staleAfter = 12 * time.Hour
+
+	// A page holds pageSize items where the client names no number, and
+	// maxPage at the most.
+	pageSize = 1_000
+	maxPage  = 10_000
+)
+
+// manifest returns a manifest of a repository.
+func (s *state) manifest(repo string, d digest.Digest) (m Manifest, ok bool, err error) {
+	key, ok := repoDigestKey(repo, kindManifest, d)
+	if !ok {
+		return m, false, nil
+	}
+	db, err := s.acquire()
+	if err != nil {
+		return m, false, err
+	}
+	defer s.mu.RUnlock()
+	ok, err = get(db, key, func(v []byte) error {
+		r, err := decodeManifest(v)
+		m = Manifest{Digest: d, MediaType: r.mediaType, Size: r.size}
+		if r.inline {
+			m.Body = append(make([]byte, 0, len(r.body)), r.body...)
+		}
+		return err
+	})
+	if err != nil {
+		return Manifest{}, false, fmt.Errorf("read manifest: %w", err)
+	}
+	return m, ok, nil
+}
+
+// tag returns the digest of the manifest that a tag names.
+func (s *state) tag(repo, tag string) (d digest.Digest, ok bool, err error) {
+	db, err := s.acquire()
+	if err != nil {
+		return "", false, err
+	}
+	defer s.mu.RUnlock()
+	ok, err = get(db, repoKey(repo, kindTag, tag), func(v []byte) error {
+		if d = sumDigest(v); d == "" {
+			return errRecord
+		}
+		return nil
+	})
+	if err != nil {
+		return "", false, fmt.Errorf("read tag: %w", err)
+	}
+	return d, ok, nil
+}
+
+// blob returns a repository's link on a blob.
+func (s *state) blob(repo string, d digest.Digest) (b Blob, ok bool, err error) {
+	id, ok := parseSum(string(d))
+	if !ok {
+		return b, false, nil
+	}
+	db, err := s.acquire()
+	if err != nil {
+		return b, false, err
+	}
+	defer s.mu.RUnlock()
+	var l link
+	ok, err = get(db, repoKey(repo, kindLink, string(id)), func(v []byte) (err error) {
+		l, err = decodeLink(v)
+		return err
+	})
+	b.Size = l.size
+	if ok && err == nil && s.now().Sub(time.Unix(0, l.used)) > staleAfter {
+		var used bool
+		used, err = hasPrefix(db, namedBy(id, repo, ""))
+		b.Stale = !used
+	}
+	if err != nil {
+		return Blob{}, false, fmt.Errorf("read link: %w", err)
+	}
+	return b, ok, nil
+}
+
+// repoKnown reports whether a repository holds anything.
+func (s *state) repoKnown(repo string) (bool, error) {
+	db, err := s.acquire()
+	if err != nil {
+		return false, err
+	}
+	defer s.mu.RUnlock()
+	prefix := repoPrefix(repo)
+	ok, err := hasPrefix(db, prefix)
+	if err != nil {
+		return false, fmt.Errorf("read repository: %w", err)
+	}
+	return ok, nil
+}
+
+// limit returns how many items a page may have.
+func limit(p Page) int {
+	if p.N < 0 {
+		return pageSize
+	}
+	return min(p.N, maxPage)
+}
+
+// tags lists the tags of a repository in byte order.
+func (s *state) tags(repo string, p Page) (items []string, more bool, err error) {
+	prefix := repoKey(repo, kindTag)
+	items, more, err = pageOf(s, prefix, p.Last, limit(p), func(tag, _ []byte) (string, bool, error) {
+		return string(tag), true, nil
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("list tags: %w", err)
+	}
+	return items, more, nil
+}
+
+// referrers lists the manifests of a repository that refer to subject, by
+// digest; only those of one artifact type unless that is "".
+func (s *state) referrers(repo string, subject digest.Digest, artifactType string, p Page) (items []v1.Descriptor, more bool, err error) {
+	id, ok := parseSum(string(subject))
+	last, lastOK := sum(""), true
+	if p.Last != "" {
+		last, lastOK = parseSum(p.Last)
+	}
+	if !ok || !lastOK {
+		return nil, false, oci.ErrDigestInvalid
+	}
+	prefix := repoKey(repo, kindReferrer, string(id))
+	items, more, err = pageOf(s, prefix, string(last), limit(p), func(d, v []byte) (v1.Descriptor, bool, error) {
+		f := fields{b: v}
+		if artifactType != "" && string(f.bytes()) != artifactType {
+			return v1.Descriptor{}, false, f.err()
+		}
+		r, err := decodeReferrer(v)
+		return v1.Descriptor{
+			MediaType: r.mediaType, Digest: sumDigest(d), Size: r.size,
+			ArtifactType: r.artifactType, Annotations: r.annotations,
+		}, true, err
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("list referrers: %w", err)
+	}
+	return items, more, nil
+}
+
+// pageOf makes a page of at most n items out of the keys that start with prefix
+// and whose rest comes after last. Item says what a key gives, or that it
+// gives nothing.
+func pageOf[T any](s *state, prefix []byte, last string, n int, item func(rest, value []byte) (T, bool, error)) (items []T, more bool, err error) {
+	items = []T{}
+	if n == 0 {
+		return items, false, nil
+	}
+	db, err := s.acquire()
+	if err != nil {
+		return nil, false, err
+	}
+	defer s.mu.RUnlock()
+	from := prefix
+	if last != "" {
+		from = append(append(bytes.Clone(prefix), last...), 0)
+	}
+	it, err := db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: after(prefix)})
+	if err != nil {
+		return nil, false, err
+	}
+	for ok := it.First(); ok && err == nil && !more; ok = it.Next() {
+		var v []byte
+		if v, err = it.ValueAndErr(); err != nil {
+			break
+		}
+		one, wanted, itemErr := item(it.Key()[len(prefix):], v)
+		switch {
+		case itemErr != nil:
+			err = itemErr
+		case !wanted:
+		case len(items) == n:
+			more = true
+		default:
+			items = append(items, one)
+		}
+	}
+	return items, more, errors.Join(err, it.Close())
+}
+
+// repositories lists the names of all repositories in byte order, by one seek
+// for each.
+func (s *state) repositories(p Page) (items []string, more bool, err error) {
+	items, n := []string{}, limit(p)
+	if n == 0 {
+		return items, false, nil
+	}
+	db, err := s.acquire()
+	if err != nil {
+		return nil, false, err
+	}
+	defer s.mu.RUnlock()
+	it, err := newIter(db, []byte{keyRepo})
+	if err != nil {
+		return nil, false, fmt.Errorf("list repositories: %w", err)
+	}
+	from := []byte{keyRepo}
+	if p.Last != "" {
+		from = after(repoPrefix(p.Last))
+	}
+	for it.SeekGE(from) && !more {
+		repo, _, found := bytes.Cut(it.Key()[1:], []byte{0})
+		if !found {
+			err = errRecord
+			break
+		}
+		if more = len(items) == n; !more {
+			items = append(items, string(repo))
+			from = after(repoPrefix(string(repo)))
+		}
+	}
+	if err := errors.Join(err, it.Close()); err != nil {
+		return nil, false, fmt.Errorf("list repositories: %w", err)
+	}
+	return items, more, nil
+}

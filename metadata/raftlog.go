@@ -1,0 +1,85 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// raftLog gives raft and its log store, which know hclog only, the node's logger.
+type raftLog struct {
+	log  *slog.Logger
+	name string
+	args []any
+}
+
+func level(l hclog.Level) slog.Level {
+	switch l {
+	case hclog.Error:
+		return slog.LevelError
+	case hclog.Warn:
+		return slog.LevelWarn
+	case hclog.Info:
+		return slog.LevelInfo
+	default:
+		return slog.LevelDebug
+	}
+}
+
+func (l raftLog) Log(lv hclog.Level, msg string, args ...any) {
+	ctx := context.Background()
+	if !l.log.Enabled(ctx, level(lv)) {
+		return
+	}
+	plain := make([]any, len(args))
+	for i, a := range args {
+		if f, ok := a.(hclog.Format); ok && len(f) > 0 { // hclog formats these late
+			a = fmt.Sprintf(fmt.Sprint(f[0]), f[1:]...)
+		}
+		plain[i] = a
+	}
+	l.log.Log(ctx, level(lv), msg, plain...)
+}
+
+func (l raftLog) Trace(msg string, args ...any) { l.Log(hclog.Trace, msg, args...) }
+func (l raftLog) Debug(msg string, args ...any) { l.Log(hclog.Debug, msg, args...) }
+func (l raftLog) Info(msg string, args ...any)  { l.Log(hclog.Info, msg, args...) }
+func (l raftLog) Warn(msg string, args ...any)  { l.Log(hclog.Warn, msg, args...) }
+func (l raftLog) Error(msg string, args ...any) { l.Log(hclog.Error, msg, args...) }
+
+func (l raftLog) enabled(lv hclog.Level) bool {
+	return l.log.Enabled(context.Background(), level(lv))
+}
+
+func (l raftLog) IsTrace() bool { return false }
+func (l raftLog) IsDebug() bool { return l.enabled(hclog.Debug) }
+func (l raftLog) IsInfo() bool  { return l.enabled(hclog.Info) }
+func (l raftLog) IsWarn() bool  { return l.enabled(hclog.Warn) }
+func (l raftLog) IsError() bool { return l.enabled(hclog.Error) }
+
+func (l raftLog) ImpliedArgs() []any { return l.args }
+func (l raftLog) Name() string       { return l.name }
+
+func (l raftLog) With(args ...any) hclog.Logger {
+	return raftLog{l.log.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...)}
+}
+func (l raftLog) Named(name string) hclog.Logger {
+	return l.ResetNamed(strings.TrimPrefix(l.name+"."+name, "."))
+}
+func (l raftLog) ResetNamed(name string) hclog.Logger { return raftLog{l.log, name, l.args} }
+
+// The node's logger decides about levels.
+func (l raftLog) SetLevel(hclog.Level)  {}
+func (l raftLog) GetLevel() hclog.Level { return hclog.NoLevel }
+
+func (l raftLog) StandardLogger(*hclog.StandardLoggerOptions) *log.Logger {
+	return slog.NewLogLogger(l.log.Handler(), slog.LevelInfo)
+}
+func (l raftLog) StandardWriter(o *hclog.StandardLoggerOptions) io.Writer {
+	return l.StandardLogger(o).Writer()
+}

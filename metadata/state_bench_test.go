@@ -1,0 +1,132 @@
+package metadata
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/hashicorp/raft"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/metadata/wire"
+)
+
+// pushes makes the entries of n images of eight blobs and a manifest of 1.5
+// KB, which make a mesh that has been in use: digests are random.
+func pushes(b *testing.B, n int) []*raft.Log {
+	logs := make([]*raft.Log, n)
+	body := bytes.Repeat([]byte("x"), 1500)
+	for i := range logs {
+		name := fmt.Sprint("image", i)
+		m := imageOf(fmt.Sprint("library/repo", i%100), name, []string{fmt.Sprint("v", i)})
+		m.Body, m.Size = body, int64(len(body))
+		for j := range 8 {
+			m.Blobs = append(m.Blobs, sha(fmt.Sprint(name, j)))
+		}
+		c := command(0, m)
+		c.RequestId = fmt.Sprintf("%032d", i)
+		c.Now += int64(i) * 1e7
+		logs[i] = entry(b, uint64(i)+2, c)
+	}
+	return logs
+}
+
+// sparse is a state in which manifests need no links.
+func sparse(b *testing.B) *replica {
+	r := newReplica(b)
+	r.must(command(0, founded(joined("1", "n", "k"), true)))
+	return r
+}
+
+func BenchmarkApplyBatch(b *testing.B) {
+	for _, batch := range []int{1, 16, 64} {
+		b.Run(fmt.Sprint(batch), func(b *testing.B) {
+			r := sparse(b)
+			logs := pushes(b, b.N)
+			b.ReportAllocs()
+			b.ResetTimer()
+			for len(logs) > 0 {
+				n := min(batch, len(logs))
+				r.ApplyBatch(logs[:n])
+				logs = logs[n:]
+			}
+		})
+	}
+}
+
+// BenchmarkLink is the command that each pushed blob costs.
+func BenchmarkLink(b *testing.B) {
+	r := sparse(b)
+	logs := make([]*raft.Log, b.N)
+	for i := range logs {
+		logs[i] = entry(b, uint64(i)+2, command(0, &wire.Link{Repo: "library/repo", Digest: sha(fmt.Sprint(i)), Size: 1}))
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for _, l := range logs {
+		r.Apply(l)
+	}
+}
+
+// BenchmarkRead is what a pull by tag, and one by digest, asks of the state.
+func BenchmarkRead(b *testing.B) {
+	const images = 20_000
+	r := sparse(b)
+	logs := pushes(b, images)
+	for len(logs) > 0 {
+		n := min(64, len(logs))
+		r.ApplyBatch(logs[:n])
+		logs = logs[n:]
+	}
+	if err := r.db.Flush(); err != nil {
+		b.Fatal(err)
+	}
+	lookup := func(b *testing.B, i int) {
+		repo := fmt.Sprint("library/repo", i%100)
+		d, ok, err := r.tag(repo, fmt.Sprint("v", i))
+		if !ok || err != nil {
+			b.Fatal(ok, err)
+		}
+		if m, ok, err := r.manifest(repo, d); !ok || err != nil || len(m.Body) != 1500 {
+			b.Fatal(ok, err)
+		}
+	}
+	b.Run("tag/hot", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			lookup(b, 77)
+		}
+	})
+	b.Run("tag/any", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			lookup(b, rand.IntN(images))
+		}
+	})
+	d := digest.FromString("image77")
+	b.Run("digest/hot", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			if _, ok, err := r.manifest("library/repo77", d); !ok || err != nil {
+				b.Fatal(ok, err)
+			}
+		}
+	})
+	b.Run("digest/missing", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			if _, ok, err := r.manifest("library/repo78", d); ok || err != nil {
+				b.Fatal(ok, err)
+			}
+		}
+	})
+	b.Run("repositories", func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			if items, more, err := r.repositories(Page{N: -1}); len(items) != 100 || more || err != nil {
+				b.Fatal(len(items), err)
+			}
+		}
+	})
+}
