@@ -1,0 +1,168 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/metadata"
+)
+
+// maxTags bounds the tags of one push; the specification asks for at least 10.
+const maxTags = 100
+
+// getManifest answers GET and HEAD (end-3). The manifest is sent as it was
+// pushed whatever Accept says: it has one form, and its digest.
+func (s *server) getManifest(w http.ResponseWriter, r *http.Request) error {
+	ref, err := oci.ParseReference(mux.Vars(r)["reference"])
+	if err != nil {
+		return err
+	}
+	m, err := s.Catalog.Manifest(r.Context(), mux.Vars(r)["name"], ref)
+	if err != nil {
+		return err
+	}
+	warnAge(w, m.Freshness)
+	w.Header().Set("Content-Type", m.MediaType)
+	switch {
+	case m.Body != nil:
+		return serveContent(w, r, m.Digest, bytes.NewReader(m.Body))
+	case r.Method == http.MethodHead:
+		return serveSize(w, r, m.Digest, m.Size)
+	}
+	content, _, err := s.Blobs.Open(r.Context(), m.Digest)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	return serveContent(w, r, m.Digest, content)
+}
+
+// putManifest answers PUT (end-7a, end-7b).
+func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
+	repo := mux.Vars(r)["name"]
+	ref, err := oci.ParseReference(mux.Vars(r)["reference"])
+	if err != nil {
+		return err
+	}
+	tags, err := tagParameters(r)
+	if err != nil {
+		return err
+	}
+	body, err := readManifest(r)
+	if err != nil {
+		return err
+	}
+	d := digest.FromBytes(body)
+	if ref.Digest != "" {
+		if d = ref.Digest.Algorithm().FromBytes(body); d != ref.Digest {
+			return oci.ErrDigestInvalid.Because("the manifest sent is %s", d)
+		}
+	}
+	m, err := oci.ParseManifest(r.Header.Get("Content-Type"), d, body)
+	if err != nil {
+		return err
+	}
+	if err := s.storeManifest(r.Context(), metadata.Put{
+		Repo: repo, Tags: withTag(tags, ref.Tag), Manifest: m, Body: body,
+	}); err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Location", "/v2/"+repo+"/manifests/"+d.String())
+	h.Set("Docker-Content-Digest", d.String())
+	if m.Subject != nil {
+		h.Set("OCI-Subject", m.Subject.Digest.String())
+	}
+	if len(tags) > 0 {
+		h.Set("OCI-Tag", strings.Join(tags, ", "))
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+// storeManifest commits p, after placing a body that is too large to ride in the
+// log. Bytes first, then the name.
+func (s *server) storeManifest(ctx context.Context, p metadata.Put) error {
+	if len(p.Body) > s.Catalog.InlineLimit() {
+		if err := s.Blobs.Put(ctx, p.Manifest.Digest, p.Manifest.Size, bytes.NewReader(p.Body)); err != nil {
+			return err
+		}
+		p.Body = nil
+	}
+	return s.Catalog.PutManifest(ctx, p)
+}
+
+// deleteManifest answers DELETE of a tag or of a manifest with all its tags
+// (end-9).
+func (s *server) deleteManifest(w http.ResponseWriter, r *http.Request) error {
+	repo := mux.Vars(r)["name"]
+	ref, err := oci.ParseReference(mux.Vars(r)["reference"])
+	if err != nil {
+		return err
+	}
+	var everywhere bool
+	if ref.Digest != "" {
+		everywhere, err = s.Catalog.DeleteManifest(r.Context(), repo, ref.Digest)
+	} else {
+		everywhere, err = s.Catalog.DeleteTag(r.Context(), repo, ref.Tag)
+	}
+	if err != nil {
+		return err
+	}
+	deleted(w, everywhere)
+	return nil
+}
+
+// deleted answers a DELETE that has been committed.
+func deleted(w http.ResponseWriter, everywhere bool) {
+	if !everywhere {
+		warn(w, "deleted, but some nodes have not heard of it yet and may answer for a while")
+	}
+	w.WriteHeader(http.StatusAccepted)
+}
+
+// readManifest reads a body of at most oci.MaxManifest.
+func readManifest(r *http.Request) ([]byte, error) {
+	if r.ContentLength > oci.MaxManifest {
+		return nil, oci.ErrManifestTooLarge
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, oci.MaxManifest+1))
+	if err != nil {
+		return nil, oci.ErrSizeInvalid.Because("the body ended early").Wrap(err)
+	}
+	if len(body) > oci.MaxManifest {
+		return nil, oci.ErrManifestTooLarge
+	}
+	return body, nil
+}
+
+// tagParameters returns the tags in r's query, each once.
+func tagParameters(r *http.Request) ([]string, error) {
+	var tags []string
+	for _, tag := range r.URL.Query()["tag"] {
+		if err := oci.CheckTag(tag); err != nil {
+			return nil, err
+		}
+		tags = withTag(tags, tag)
+	}
+	if len(tags) > maxTags {
+		return nil, oci.ErrTooManyTags.Because("%d, at most %d", len(tags), maxTags)
+	}
+	return tags, nil
+}
+
+// withTag returns tags and tag, unless that is empty or among them.
+func withTag(tags []string, tag string) []string {
+	if tag == "" || slices.Contains(tags, tag) {
+		return tags
+	}
+	return append(slices.Clip(tags), tag)
+}

@@ -1,0 +1,209 @@
+package api
+
+import (
+	"crypto/rand"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+)
+
+// handler answers a request or returns why it did not.
+type handler func(http.ResponseWriter, *http.Request) error
+
+// methods are the handlers of one path. That of GET answers HEAD too.
+type methods map[string]handler
+
+// routes returns the table of all paths. A repository name may hold any words,
+// "blobs" and "tags" too, so it takes as much of the path as it can and the last
+// two or three segments say what is meant. mux matches the path alone: methods
+// are ours, since it would not answer Allow.
+func (s *server) routes() http.Handler {
+	// A path that is not clean is refused; cleaning would answer a redirect
+	// to something that the client did not name.
+	m := mux.NewRouter().SkipClean(true)
+	m.NotFoundHandler = s.endpoint("none", nil)
+	for _, row := range []struct {
+		name, path string
+		on         methods
+	}{
+		{"health", "/healthz", methods{"GET": s.alive}},
+		{"ready", "/readyz", methods{"GET": s.ready}},
+		{"metrics", "/metrics", methods{"GET": s.metrics}},
+		{"status", "/flotilla/v1/status", methods{"GET": s.status}},
+
+		{"base", "/v2", methods{"GET": s.base}},
+		{"base", "/v2/", methods{"GET": s.base}},
+		{"catalog", "/v2/_catalog", methods{"GET": s.listRepositories}},
+		{"extensions", "/v2/_oci/ext/discover", methods{"GET": s.listExtensions}},
+		{"extensions", "/v2/{name:.+}/_oci/ext/discover", methods{"GET": s.listExtensions}},
+		{"status", "/v2/_flotilla/mesh/status", methods{"GET": s.status}},
+
+		{"tags", "/v2/{name:.+}/tags/list", methods{"GET": s.listTags}},
+		{"referrers", "/v2/{name:.+}/referrers/{digest:[^/]+}", methods{"GET": s.listReferrers}},
+		{"manifest", "/v2/{name:.+}/manifests/{reference:[^/]+}", methods{
+			"GET": s.getManifest, "PUT": s.putManifest, "DELETE": s.deleteManifest,
+		}},
+		{"uploads", "/v2/{name:.+}/blobs/uploads", methods{"POST": s.startUpload}},
+		{"uploads", "/v2/{name:.+}/blobs/uploads/", methods{"POST": s.startUpload}},
+		{"upload", "/v2/{name:.+}/blobs/uploads/{id:[^/]+}", methods{
+			"GET": s.getUpload, "PATCH": s.appendUpload, "PUT": s.finishUpload, "DELETE": s.cancelUpload,
+		}},
+		{"blob", "/v2/{name:.+}/blobs/{digest:[^/]+}", methods{"GET": s.getBlob, "DELETE": s.deleteBlob}},
+	} {
+		m.Path(row.path).Handler(s.endpoint(row.name, row.on))
+	}
+	return m
+}
+
+// endpoint is the one wrapper around every handler: it names the request, keeps
+// its deadlines rolling, turns an error into an answer, and tells log and
+// metrics how it went.
+func (s *server) endpoint(route string, on methods) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		id := requestID(r)
+		r = r.WithContext(oci.WithRequestID(r.Context(), id))
+		w := newResponse(rw, r, s.Idle)
+		r.Body = w.body
+
+		w.Header().Set("X-Request-Id", id)
+		w.Header().Set("Flotilla-Node", s.Node)
+		err := s.dispatch(w, r, on)
+		if err != nil && w.status == 0 {
+			writeError(w, err)
+		}
+		if err == nil {
+			err = w.err // after the header an error can only cut the body short
+		}
+		w.finish()
+
+		status := w.status
+		if status == http.StatusServiceUnavailable && r.Context().Err() != nil {
+			status = statusClientGone
+		}
+		served := Served{
+			Route: route, Method: r.Method, Status: status,
+			In: w.body.read.Load(), Out: w.written, Duration: time.Since(start),
+		}
+		if !slices.Contains(knownMethods(), r.Method) {
+			served.Method = "other" // clients must not mint metric labels
+		}
+		s.Observe(served)
+		s.log(r, id, served, err)
+	})
+}
+
+// dispatch checks what all paths have in common and calls the method's handler.
+func (s *server) dispatch(w http.ResponseWriter, r *http.Request, on methods) error {
+	if strings.HasPrefix(r.URL.Path, "/v2") {
+		w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
+	}
+	if !plain(r.URL) {
+		return oci.ErrNameInvalid.Because("only %%3A may be escaped in a path")
+	}
+	if on == nil {
+		return oci.ErrNotFound
+	}
+	if name, ok := mux.Vars(r)["name"]; ok {
+		if err := oci.CheckName(name); err != nil {
+			return err
+		}
+	}
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet
+	}
+	h, ok := on[method]
+	if !ok {
+		w.Header().Set("Allow", on.allow())
+		return oci.ErrMethodNotAllowed
+	}
+	// Pulls through a mirror name the registry they mean; distribution-spec,
+	// "Registry Proxying". The answer says that the name was understood.
+	if r.URL.RawQuery != "" && method == http.MethodGet {
+		if ns := r.URL.Query().Get("ns"); hostGrammar.MatchString(ns) {
+			w.Header().Set("OCI-Namespace", ns)
+		}
+	}
+	return h(w, r)
+}
+
+// allow returns the value of the header Allow.
+func (m methods) allow() string {
+	names := slices.Collect(maps.Keys(m))
+	if m[http.MethodGet] != nil {
+		names = append(names, http.MethodHead)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+func knownMethods() []string {
+	return []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+}
+
+// plain reports whether u's path is written in full. Names, tags and ids need
+// no escapes, and an escaped slash or dot is only of use to someone who wants
+// two programs to read a path differently. Some clients do escape the colon of
+// a digest.
+func plain(u *url.URL) bool {
+	for path := u.EscapedPath(); ; {
+		_, after, found := strings.Cut(path, "%")
+		if !found {
+			return true
+		}
+		if len(after) < 2 || !strings.EqualFold(after[:2], "3A") {
+			return false
+		}
+		path = after[2:]
+	}
+}
+
+var (
+	requestIDGrammar = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	hostGrammar      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9.:_-]{0,254}$`)
+)
+
+// requestID returns the id that the client gave, where it is fit for our logs,
+// else a random one.
+func requestID(r *http.Request) string {
+	if id := r.Header.Get("X-Request-Id"); requestIDGrammar.MatchString(id) {
+		return id
+	}
+	return rand.Text()
+}
+
+// log writes the request's one line. Probes and scrapes are for debugging only.
+func (s *server) log(r *http.Request, id string, served Served, err error) {
+	level := slog.LevelInfo
+	switch served.Route {
+	case "health", "ready", "metrics", "status":
+		level = slog.LevelDebug
+	}
+	path := r.URL.Path
+	if len(path) > 512 {
+		path = path[:512]
+	}
+	attrs := []slog.Attr{
+		slog.String("request", id), slog.String("route", served.Route),
+		slog.String("method", served.Method), slog.String("path", path),
+		slog.Int("status", served.Status), slog.Int64("in", served.In), slog.Int64("out", served.Out),
+		slog.Duration("took", served.Duration), slog.String("remote", r.RemoteAddr),
+	}
+	if err != nil {
+		attrs = append(attrs, slog.String("error", err.Error()))
+		if served.Status >= 500 || served.Status < 400 { // broken here, or midway
+			level = slog.LevelWarn
+		}
+	}
+	s.Log.LogAttrs(r.Context(), level, "request", attrs...)
+}
