@@ -1,0 +1,240 @@
+# shellcheck shell=bash
+# What the checks of this folder share: a work folder, processes that end with the script, a mesh of three real
+# processes on loopback, and a look at the bytes that a node serves. Sourced under "bash -euo pipefail".
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+cache=$root/.cache
+work=$(mktemp -d "${TMPDIR:-/tmp}/flotilla-check.XXXXXX")
+flotilla=${FLOTILLA:-$root/bin/flotilla} # FLOTILLA names a binary to check instead of this tree
+declare -A pid=()                         # processes of ours that run, by name
+nodes=(1 2 3)
+# shellcheck source=deploy/test/versions.env
+source "$root/deploy/test/versions.env"
+
+say() { printf '%s\n' "$*"; }
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# cleanup ends what runs, by pid, and removes the work folder; KEEP=1 leaves it, with every log, to look at.
+cleanup() {
+  local status=$? name
+  trap - EXIT
+  for name in "${!pid[@]}"; do end "$name" || true; done
+  if [[ -n ${KEEP:-} ]]; then
+    say "kept: $work" >&2
+  else
+    rm -rf "$work"
+  fi
+  exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# spawn NAME COMMAND...: runs a process that cleanup ends; what it says goes to $work/NAME.log.
+spawn() {
+  local name=$1
+  shift
+  "$@" >>"$work/$name.log" 2>&1 </dev/null &
+  pid[$name]=$!
+}
+
+# end NAME [SIGNAL]: sends the signal and waits for the process, which has 30 s before it is killed.
+end() {
+  local p=${pid[$1]:-} status=0
+  [[ -n $p ]] || return 0
+  unset "pid[$1]"
+  {
+    kill -s "${2:-TERM}" "$p" || true
+    timeout 30 tail --pid="$p" -s 0.05 -f /dev/null || kill -s KILL "$p" || true
+    wait "$p" || status=$?
+  } 2>/dev/null # bash has its own words about killed jobs
+  return "$status"
+}
+
+# await SECONDS COMMAND...: repeats a command until it succeeds; fails at the deadline.
+await() {
+  local deadline=$((SECONDS + $1))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS < deadline)) || return 1
+    sleep 0.1
+  done
+}
+
+# install_tool NAME: builds the program that versions.env names, once per version, and puts it first in PATH.
+install_tool() {
+  local folder=$cache/tools/${!1//[\/@]/_}
+  if [[ ! -x $folder/$1 ]]; then
+    (cd / && GOBIN=$folder CGO_ENABLED=0 GOFLAGS=-buildvcs=false go install -ldflags='-s -w' "${!1}") || return
+  fi
+  PATH=$folder:$PATH
+}
+
+# build_all builds flotilla and the balancer from this tree.
+build_all() {
+  make --no-print-directory -C "$root" build
+}
+
+# free_port sets $port to the next port that nobody answers at, below the range that the system hands out itself.
+next_port=$((20000 + RANDOM % 10000))
+free_port() {
+  while port=$((next_port++)) && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do :; done
+}
+
+# mesh_start FLAGS...: three nodes with empty folders. Node 1 founds, with the flags; the others join with its secret.
+mesh_start() {
+  local i
+  founder=("$@")
+  for i in "${nodes[@]}"; do
+    free_port && public[i]=127.0.0.1:$port
+    free_port && peer[i]=127.0.0.1:$port
+    free_port && gossip[i]=127.0.0.1:$port
+  done
+  for i in "${nodes[@]}"; do
+    node_start "$i"
+    node_ready "$i"
+  done
+  # A mesh takes writes as soon as its first node is ready; the checks begin when it can also lose one.
+  for i in "${nodes[@]}"; do
+    await 30 curl -sf "http://${public[i]}/readyz?write" || die "node $i takes no writes; $(tail -n 5 "$work/node$i.log")"
+  done
+}
+
+# node_start I: starts node I with the flags it always has.
+node_start() {
+  local i=$1 flags=("${founder[@]}")
+  ((i == 1)) || flags=(--join "${gossip[1]}" --secret-file "$work/data/1/mesh.secret")
+  spawn "node$i" "$flotilla" serve --name "node$i" --data "$work/data/$i" --listen "${public[i]}" \
+    --peer-listen "${peer[i]}" --gossip-listen "${gossip[i]}" --advertise 127.0.0.1 "${flags[@]}"
+}
+
+# node_ready I: waits until the node serves.
+node_ready() {
+  await 30 curl -sf "http://${public[$1]}/readyz" || die "node $1 is not ready; $(tail -n 5 "$work/node$1.log")"
+}
+
+mesh_stop() {
+  local i
+  for i in "${nodes[@]}"; do end "node$i" || die "node $i ended with status $?; $(tail -n 5 "$work/node$i.log")"; done
+  rm -rf "$work/data"
+}
+
+# get URL FILE: fetches a whole answer. 503 means "ask again", as it does to every client, for at most 15 s.
+get() {
+  local code deadline=$((SECONDS + 15))
+  while :; do
+    code=$(curl -sS --max-time 60 -o "$2" -w '%{http_code}' -H "Accept: $accept" "$1") || return
+    [[ $code == 503 && $SECONDS -lt $deadline ]] || break
+    sleep 0.1
+  done
+  [[ $code == 200 ]] || { say "GET $1: $code $(head -c 300 "$2")" >&2 && return 1; }
+}
+accept='application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json'
+accept+=', application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json, */*'
+
+# hash FILE: the file's digest in the registry's notation.
+hash() { printf 'sha256:%s\n' "$(sha256sum <"$1" | cut -d ' ' -f 1)"; }
+
+# walk HOST REPOSITORY REFERENCE: fetches a manifest and all below it from one node, hashes every byte it got, and lists
+# the digests. A reference by digest must get the bytes that it names.
+walk() {
+  local body children blobs digest found
+  body=$(mktemp "$work/walk.XXXXXX")
+  get "http://$1/v2/$2/manifests/$3" "$body" || return
+  found=$(hash "$body") || return
+  [[ $3 != sha256:* || $3 == "$found" ]] || { say "$1: manifest $3 has bytes of $found" >&2 && return 1; }
+  say "manifest $found"
+  children=$(jq -r '.manifests[]?.digest' "$body") || return
+  blobs=$(jq -r '.config.digest // empty, .layers[]?.digest' "$body" | sort -u) || return
+  for digest in $children; do walk "$1" "$2" "$digest" || return; done
+  for digest in $blobs; do
+    get "http://$1/v2/$2/blobs/$digest" "$body" || return
+    found=$(hash "$body") || return
+    [[ $found == "$digest" ]] || { say "$1: blob $digest has bytes of $found" >&2 && return 1; }
+    say "blob $digest"
+  done
+  rm -f "$body"
+}
+
+# install_debian PACKAGE...: installs what is missing of Debian's packages, as root.
+install_debian() {
+  local package missing=()
+  for package; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  ((${#missing[@]} > 0)) || return 0
+  [[ -n ${updated:-} ]] || apt-get update -qq || return
+  updated=yes
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# layer FILE MIB: writes a layer that no registry has seen, and prints the digests of its archive as stored and as unpacked.
+layer() {
+  local name
+  name=$(mktemp -u content.XXXXXX)
+  head -c "$(($2 << 20))" /dev/urandom >"$work/$name"
+  tar -C "$work" -cf "$1.tar" "$name"
+  gzip -1 -n <"$1.tar" >"$1"
+  printf '%s %s\n' "$(hash "$1")" "$(hash "$1.tar")"
+  rm -f "$work/$name" "$1.tar"
+}
+
+# keep FOLDER FILE: moves a file into the blobs of an OCI layout, then prints its digest and size.
+keep() {
+  local digest size
+  digest=$(hash "$2")
+  size=$(stat -c %s "$2")
+  mv "$2" "$1/blobs/sha256/${digest#sha256:}"
+  say "$digest $size"
+}
+
+# layout FOLDER LAYERS MIB ARCHITECTURE...: makes an OCI layout of fresh content, tagged v1; of one architecture an image,
+# of several an index of images.
+layout() {
+  local folder=$1 count=$2 size=$3 arch i stored unpacked digest bytes layers ids platforms=() type=application/vnd.oci.image
+  shift 3
+  mkdir -p "$folder/blobs/sha256"
+  printf '{"imageLayoutVersion":"1.0.0"}' >"$folder/oci-layout"
+  for arch; do
+    layers='' ids=''
+    for ((i = 0; i < count; i++)); do
+      read -r stored unpacked < <(layer "$folder/next" "$size")
+      read -r digest bytes < <(keep "$folder" "$folder/next")
+      [[ $digest == "$stored" ]] || return
+      layers+=,$(descriptor "$type.layer.v1.tar+gzip" "$digest" "$bytes")
+      ids+=,\"$unpacked\"
+    done
+    printf '{"architecture":"%s","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":[%s]}}' "$arch" "${ids#,}" >"$folder/next"
+    read -r digest bytes < <(keep "$folder" "$folder/next")
+    printf '{"schemaVersion":2,"mediaType":"%s","config":%s,"layers":[%s]}' "$type.manifest.v1+json" \
+      "$(descriptor "$type.config.v1+json" "$digest" "$bytes")" "${layers#,}" >"$folder/next"
+    read -r digest bytes < <(keep "$folder" "$folder/next")
+    platforms+=("$(descriptor "$type.manifest.v1+json" "$digest" "$bytes" '"platform":{"os":"linux","architecture":"'"$arch"'"}')")
+  done
+  if (($# > 1)); then
+    printf '{"schemaVersion":2,"mediaType":"%s","manifests":[%s]}' "$type.index.v1+json" "$(IFS=, && echo "${platforms[*]}")" >"$folder/next"
+    read -r digest bytes < <(keep "$folder" "$folder/next")
+    type+=.index.v1+json
+  else
+    type+=.manifest.v1+json
+  fi
+  printf '{"schemaVersion":2,"manifests":[%s]}' \
+    "$(descriptor "$type" "$digest" "$bytes" '"annotations":{"org.opencontainers.image.ref.name":"v1"}')" >"$folder/index.json"
+}
+
+# held FOLDER: the digests in an OCI layout.
+held() { (cd "$1/blobs/sha256" && sha256sum -- * | awk '$1 != $2 { exit 1 } { print "sha256:" $1 }' | sort); }
+
+# serves HOST REPOSITORY FOLDER REFERENCE...: the node serves below the references what the OCI layout holds, bit by bit,
+# no more and no less.
+serves() {
+  local host=$1 repo=$2 folder=$3 reference
+  shift 3
+  for reference; do walk "$host" "$repo" "$reference" || return; done | cut -d ' ' -f 2 | sort -u >"$work/served" || return
+  held "$folder" | diff - "$work/served"
+}
+
+# descriptor TYPE DIGEST SIZE [MORE]
+descriptor() { printf '{"mediaType":"%s","digest":"%s","size":%s%s}' "$1" "$2" "$3" "${4:+,$4}"; }

@@ -1,0 +1,159 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/flotilla-registry/flotilla/metadata"
+)
+
+// Config is everything that an operator can say to a node. The zero value of
+// a field means its default unless said otherwise.
+type Config struct {
+	Name         string   // what people call the node; default the host name
+	Data         string   // everything durable; default ./flotilla-data
+	Listen       string   // public port; default :5000
+	TLSCert      string   // PEM file for the public port; with TLSKey, or neither
+	TLSKey       string   // PEM file
+	PeerListen   string   // Raft and blobs between nodes; default :5001
+	GossipListen string   // memberlist, UDP and TCP; default :5002
+	Advertise    string   // host that others reach this node at; default the local address of the route to Join
+	Join         []string // gossip addresses of any members
+	Expect       []string // names of the first nodes, for orchestrators
+	Zone         string   // site or datacenter; default "default"
+	Weight       int64    // GiB, share of the blobs it owns; 0 owns none; negative: GiB of the data disk
+	Replicas     int      // copies of each blob; default 3; the founder's counts
+	SecretFile   string   // default <Data>/mesh.secret
+	CacheSize    string   // ceiling for copies that the node need not hold: bytes with a unit, or a percentage of the disk; default 80%
+	TagReads     string   // linearizable, strict or local; default linearizable
+	AllowSparse  bool     // images may be pushed before their blobs; the founder's counts
+
+	Version string       // shown by status
+	Log     *slog.Logger // default discards
+
+	// Quick shortens what waits for silence (elections, suspicion,
+	// stabilisation) to fit nodes that share a machine, as in `flotilla dev`
+	// and tests. Never use it across machines.
+	Quick bool
+	// Drain bounds how long a stop waits for requests under way; default 30 s.
+	Drain time.Duration
+}
+
+var nameRule = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
+
+// withDefaults fills what was not said and refuses what cannot work, with one
+// line that names the flag.
+func (c Config) withDefaults() (Config, error) {
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return c, fmt.Errorf("--name: the host has no name: %w", err)
+		}
+		c.Name = strings.ToLower(host)
+	}
+	c.Data = or(c.Data, "flotilla-data")
+	c.Listen = or(c.Listen, ":5000")
+	c.PeerListen = or(c.PeerListen, ":5001")
+	c.GossipListen = or(c.GossipListen, ":5002")
+	c.Zone = or(c.Zone, "default")
+	c.SecretFile = or(c.SecretFile, filepath.Join(c.Data, "mesh.secret"))
+	c.CacheSize = or(c.CacheSize, "80%")
+	c.TagReads = or(c.TagReads, string(metadata.Linearizable))
+	if c.Replicas == 0 {
+		c.Replicas = 3
+	}
+	if c.Drain == 0 {
+		c.Drain = 30 * time.Second
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c, c.check()
+}
+
+func or(s, def string) string {
+	if s == "" {
+		return def
+	}
+	return s
+}
+
+func (c Config) check() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !nameRule.MatchString(c.Name) {
+		bad("--name %q: use letters, digits, dots, dashes and underscores, at most 63", c.Name)
+	}
+	if !nameRule.MatchString(c.Zone) {
+		bad("--zone %q: use letters, digits, dots, dashes and underscores, at most 63", c.Zone)
+	}
+	for _, l := range []struct{ flag, addr string }{{"listen", c.Listen}, {"peer-listen", c.PeerListen}, {"gossip-listen", c.GossipListen}} {
+		if _, port, err := net.SplitHostPort(l.addr); err != nil {
+			bad("--%s %q: want HOST:PORT or :PORT", l.flag, l.addr)
+		} else if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+			bad("--%s %q: the port is not a number from 0 to 65535", l.flag, l.addr)
+		}
+	}
+	for _, a := range c.Join {
+		if _, _, err := net.SplitHostPort(a); err != nil {
+			bad("--join %q: want HOST:PORT, the gossip port (5002) of any member", a)
+		}
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		bad("--tls-cert and --tls-key go together")
+	}
+	if c.Replicas < 1 || c.Replicas > 15 {
+		bad("--replicas %d: want 1 to 15", c.Replicas)
+	}
+	if _, err := parseCacheSize(c.CacheSize, 100); err != nil {
+		bad("--cache-size: %w", err)
+	}
+	modes := []metadata.TagReads{metadata.Linearizable, metadata.Strict, metadata.Local}
+	if !slices.Contains(modes, metadata.TagReads(c.TagReads)) {
+		bad("--tag-reads %q: want linearizable, strict or local", c.TagReads)
+	}
+	if strings.Contains(c.Advertise, "/") {
+		bad("--advertise %q: want a host name or an address, without a port", c.Advertise)
+	}
+	if len(c.Expect) > 0 && !slices.Contains(c.Expect, c.Name) && len(c.Join) == 0 {
+		bad("--expect does not name this node (%s): add --join to enter the mesh that they make", c.Name)
+	}
+	return errors.Join(errs...)
+}
+
+var sizeRule = regexp.MustCompile(`^([0-9]+)(%|[KMGT]i?B?)?$`)
+
+// parseCacheSize returns how many bytes s means on a disk of this size.
+func parseCacheSize(s string, disk uint64) (uint64, error) {
+	m := sizeRule.FindStringSubmatch(s)
+	if m == nil {
+		return 0, fmt.Errorf("%q: want bytes (500GiB) or a percentage of the disk (80%%)", s)
+	}
+	n, err := strconv.ParseUint(m[1], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q: too large", s)
+	}
+	if m[2] == "%" {
+		if n > 100 {
+			return 0, fmt.Errorf("%q: more than the whole disk", s)
+		}
+		return disk / 100 * n, nil
+	}
+	if m[2] == "" {
+		return n, nil
+	}
+	shift := 10 * (1 + strings.Index("KMGT", m[2][:1]))
+	if n > (1<<63)>>shift {
+		return 0, fmt.Errorf("%q: too large", s)
+	}
+	return n << shift, nil
+}

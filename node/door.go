@@ -1,0 +1,122 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/metadata"
+)
+
+// The two requests that need the secret but no membership.
+const (
+	helloPath = "/node/hello"
+	joinPath  = "/node/join"
+)
+
+func isDoor(path string) bool { return path == helloPath || path == joinPath }
+
+// doorHandler serves nodes that know the secret and may become members.
+func (n *Node) doorHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+helloPath, func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, greeting{Name: n.cfg.Name, Cluster: n.clusterID()})
+	})
+	mux.HandleFunc("POST "+joinPath, func(w http.ResponseWriter, r *http.Request) {
+		in, err := n.admit(r)
+		if err != nil {
+			n.log.Warn("newcomer refused", "id", oci.RequestID(r.Context()), "from", r.RemoteAddr, "reason", err)
+			refuse(w, err)
+			return
+		}
+		writeJSON(w, in)
+	})
+	return mux
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// admit makes the caller a member. Its key is the one that the handshake
+// proved, and its address is proved by dialling back: an address that only the
+// newcomer believes in would leave the mesh with a member it cannot reach.
+func (n *Node) admit(r *http.Request) (admission, error) {
+	if n.clusterID() == "" {
+		return admission{}, oci.ErrUnavailable.Because("%s belongs to no mesh yet", n.cfg.Name)
+	}
+	var m metadata.Member
+	body := http.MaxBytesReader(nil, r.Body, maxJoinBody)
+	if b, err := io.ReadAll(body); err != nil || json.Unmarshal(b, &m) != nil {
+		return admission{}, oci.ErrDenied.Because("unreadable request to join")
+	}
+	who := callerOf(r.Context())
+	m.ID, m.Key = who.ID, who.Key
+	if !nameRule.MatchString(m.Name) || !nameRule.MatchString(m.Zone) {
+		return admission{}, oci.ErrDenied.Because("invalid name or zone")
+	}
+	if err := n.checkAddress(r.Context(), m); err != nil {
+		return admission{}, err
+	}
+	if err := n.catalog.Join(r.Context(), m); err != nil {
+		return admission{}, err
+	}
+	return admission{Cluster: n.catalog.Settings(), Members: n.catalog.Members()}, nil
+}
+
+// checkAddress refuses an address that cannot be m's in this mesh.
+func (n *Node) checkAddress(ctx context.Context, m metadata.Member) error {
+	host, _, err := net.SplitHostPort(m.Address)
+	if err != nil {
+		return oci.ErrDenied.Because("%q is no address", m.Address)
+	}
+	for _, other := range n.catalog.Members() {
+		if other.ID == m.ID {
+			continue
+		}
+		if other.Address == m.Address {
+			return oci.ErrDenied.Because("%s is the address of %s: say --advertise", m.Address, other.Name)
+		}
+		otherHost, _, _ := net.SplitHostPort(other.Address)
+		if loopback(host) && !loopback(otherHost) {
+			return oci.ErrDenied.Because("%s is loopback, which %s at %s cannot reach: say --advertise", m.Address, other.Name, other.Address)
+		}
+	}
+	conn, err := n.dialer.dialAddr(ctx, m.Address, protoHTTP, func(who identity, _ string) error {
+		if who.ID != m.ID {
+			return errOtherNode
+		}
+		return nil
+	})
+	if err != nil {
+		return oci.ErrUnavailable.Because("%s cannot reach your peer port at %s (%v): open it, or say --advertise", n.cfg.Name, m.Address, err)
+	}
+	_ = conn.Close()
+	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// self is this node as it announces itself.
+func (n *Node) self() metadata.Member {
+	return metadata.Member{
+		ID:      n.id(),
+		Name:    n.cfg.Name,
+		Key:     n.trust.public(),
+		Zone:    n.cfg.Zone,
+		Weight:  uint32(n.cfg.Weight),
+		Level:   metadata.FeatureLevel,
+		Address: n.peerAddr,
+	}
+}
+
+func (n *Node) id() string { return n.trust.id }
+
+func (n *Node) clusterID() string { return n.trust.clusterID() }

@@ -1,0 +1,273 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh"
+	"github.com/flotilla-registry/flotilla/metadata"
+)
+
+const (
+	retryJoin   = time.Second
+	joinTime    = 15 * time.Second // one attempt at one member
+	maxJoinBody = 1 << 20
+)
+
+// enterMesh brings this node into a mesh and returns once it belongs to one:
+// the one it belonged to before, the one it founds, or the one it joins.
+// Whatever may pass is retried for ever and told by Ready; an error is final.
+func (n *Node) enterMesh(ctx context.Context) error {
+	known := n.folder.record.Cluster != ""
+	switch {
+	case known && len(n.catalog.Members()) > 0:
+		return n.announce(ctx)
+	case n.folder.record.Founding:
+		return n.found(ctx)
+	case known || len(n.cfg.Expect) == 0 && len(n.cfg.Join) > 0:
+		return n.join(ctx)
+	case len(n.cfg.Expect) > 0:
+		return n.expect(ctx)
+	}
+	return n.found(ctx)
+}
+
+// found makes a mesh of one. The folder remembers that this node is founding
+// until the catalogue holds the mesh, so that a crash between the two ends in
+// the same mesh and not in none.
+func (n *Node) found(ctx context.Context) error {
+	c := metadata.Cluster{ID: n.folder.record.Cluster, Epoch: 1, Replicas: n.cfg.Replicas, AllowSparse: n.cfg.AllowSparse}
+	if c.ID == "" {
+		c.ID = newUUID()
+	}
+	if err := n.enter(ctx, c, true); err != nil {
+		return err
+	}
+	if err := n.catalog.Found(ctx, c, n.self()); err != nil {
+		return fmt.Errorf("found a mesh: %w", err)
+	}
+	n.log.Info("founded a mesh", "mesh", c.ID, "secret", n.cfg.SecretFile)
+	return n.enter(ctx, c, false)
+}
+
+// announce tells the mesh what may have changed since this member last ran.
+// Other members may be slow to come back too: it is retried for ever, behind a
+// node that already serves.
+func (n *Node) announce(ctx context.Context) error {
+	if len(n.cfg.Join) > 0 {
+		_, err := n.members.Join(ctx, n.cfg.Join)
+		if errors.Is(err, mesh.ErrOtherMesh) {
+			return fmt.Errorf("the data folder %s belongs to mesh %s, --join leads elsewhere: %w", n.cfg.Data, n.clusterID(), err)
+		}
+		if errors.Is(err, mesh.ErrSecret) {
+			return err
+		}
+	}
+	return n.retry(ctx, func(ctx context.Context) error {
+		err := n.catalog.Join(ctx, n.self())
+		if errors.Is(err, oci.ErrDenied) {
+			return final{fmt.Errorf("the mesh refuses this node: %w", err)}
+		}
+		return err
+	})
+}
+
+// expect joins the mesh of any expected node, or founds one if all expected
+// nodes answer, none belongs to a mesh, and this one has the lowest name. Only
+// one node can find itself in that place, so there is one founder.
+func (n *Node) expect(ctx context.Context) error {
+	names := slices.Sorted(slices.Values(n.cfg.Expect))
+	seeds := n.cfg.Join
+	if len(seeds) == 0 {
+		_, port, _ := net.SplitHostPort(n.members.Address())
+		for _, name := range names {
+			if name != n.cfg.Name {
+				seeds = append(seeds, net.JoinHostPort(name, port))
+			}
+		}
+	}
+	founds := false
+	err := n.retry(ctx, func(ctx context.Context) error {
+		if len(seeds) > 0 {
+			if _, err := n.members.Join(ctx, seeds); errors.Is(err, mesh.ErrSecret) {
+				return final{err}
+			}
+		}
+		empty := map[string]bool{n.cfg.Name: true}
+		for _, p := range n.members.Peers() {
+			if p.ID == n.id() {
+				continue
+			}
+			hello, err := n.hello(ctx, p.ID)
+			if err != nil {
+				return fmt.Errorf("%s does not answer on its peer port: %w", p.Name, err)
+			}
+			if hello.Cluster != "" {
+				return n.ask(ctx, p)
+			}
+			empty[hello.Name] = true
+		}
+		for _, name := range names {
+			if !empty[name] {
+				return fmt.Errorf("waiting for %s, one of --expect", name)
+			}
+		}
+		if names[0] != n.cfg.Name {
+			return fmt.Errorf("waiting for %s, the lowest name of --expect, to found the mesh", names[0])
+		}
+		founds = true
+		return nil
+	})
+	if err == nil && founds {
+		return n.found(ctx)
+	}
+	return err
+}
+
+// join asks the members that --join leads to until one lets this node in.
+func (n *Node) join(ctx context.Context) error {
+	return n.retry(ctx, func(ctx context.Context) error {
+		if len(n.cfg.Join) > 0 {
+			if _, err := n.members.Join(ctx, n.cfg.Join); err != nil {
+				if errors.Is(err, mesh.ErrSecret) {
+					return final{err}
+				}
+				return err
+			}
+		}
+		err := errors.New("no member has been heard of yet")
+		for _, p := range n.members.Peers() {
+			if p.ID == n.id() || p.Cluster == "" {
+				continue
+			}
+			if err = n.ask(ctx, p); err == nil || errors.As(err, new(final)) {
+				return err
+			}
+		}
+		return err
+	})
+}
+
+// final marks an error that trying again cannot cure.
+type final struct{ error }
+
+func (f final) Unwrap() error { return f.error }
+
+// retry calls try until it succeeds, ctx ends or the error is final. What
+// keeps it waiting is logged once per reason.
+func (n *Node) retry(ctx context.Context, try func(context.Context) error) error {
+	last := ""
+	for {
+		attempt, cancel := context.WithTimeout(oci.WithRequestID(ctx, newRequestID()), joinTime)
+		err := try(attempt)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			n.waiting.Store(nil)
+			return ctx.Err()
+		}
+		if errors.As(err, new(final)) {
+			return err
+		}
+		if err.Error() != last {
+			n.log.Warn("not part of the mesh yet; trying on", "reason", err)
+			last = err.Error()
+		}
+		n.waiting.Store(&err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryJoin):
+		}
+	}
+}
+
+// greeting is what a node tells anyone who knows the secret.
+type greeting struct {
+	Name    string `json:"name"`
+	Cluster string `json:"cluster"`
+}
+
+// admission is the answer to a newcomer: the mesh, and who is in it.
+type admission struct {
+	Cluster metadata.Cluster  `json:"cluster"`
+	Members []metadata.Member `json:"members"`
+}
+
+// ask asks one member to be let in, and enters its mesh.
+func (n *Node) ask(ctx context.Context, p mesh.Peer) error {
+	if own := n.folder.record.Cluster; own != "" && own != p.Cluster {
+		return final{fmt.Errorf("the data folder %s belongs to mesh %s, but %s (%s) to mesh %s: use another folder, or other --join addresses",
+			n.cfg.Data, own, p.Name, p.Addr, p.Cluster)}
+	}
+	body, err := json.Marshal(n.self())
+	if err != nil {
+		return err
+	}
+	var in admission
+	if err := n.door(ctx, http.MethodPost, p.ID, joinPath, body, &in); err != nil {
+		if errors.Is(err, oci.ErrDenied) {
+			return final{fmt.Errorf("%s refuses this node: %w", p.Name, err)}
+		}
+		return fmt.Errorf("ask %s at its peer port %s to be let in: %w", p.Name, p.Addr, err)
+	}
+	if in.Cluster.Replicas != n.cfg.Replicas {
+		n.log.Info("the mesh's --replicas counts, not this node's", "mesh", in.Cluster.Replicas, "here", n.cfg.Replicas)
+	}
+	n.trust.lend(in.Members)
+	n.hint(in.Members)
+	if err := n.enter(ctx, in.Cluster, false); err != nil {
+		return final{err}
+	}
+	n.log.Info("joined a mesh", "mesh", in.Cluster.ID, "through", p.Name)
+	return nil
+}
+
+// enter makes everything that names this node's mesh name c: the folder first,
+// so that no other node hears of what a crash would make it forget.
+func (n *Node) enter(ctx context.Context, c metadata.Cluster, founding bool) error {
+	if err := n.folder.enter(c, founding); err != nil {
+		return err
+	}
+	if err := n.trust.enter(c); err != nil {
+		return err
+	}
+	if founding {
+		return nil
+	}
+	return n.members.UpdateMeta(ctx, n.meta(c.ID))
+}
+
+func (n *Node) hello(ctx context.Context, id string) (g greeting, err error) {
+	err = n.door(ctx, http.MethodGet, id, helloPath, nil, &g)
+	return g, err
+}
+
+// door sends a request that needs no membership, and reads a JSON answer.
+func (n *Node) door(ctx context.Context, method, id, path string, body []byte, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+id+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := n.stranger.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxJoinBody))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return oci.DecodeError(answer)
+	}
+	return json.Unmarshal(answer, into)
+}

@@ -1,0 +1,50 @@
+package node
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+)
+
+// pass is background work: one round of it, and how often. A round is a plain
+// method elsewhere, so tests call it without waiting for its time.
+type pass struct {
+	name  string
+	every time.Duration
+	round func(ctx context.Context)
+}
+
+// passes is the table of what a node does by itself, besides what the mesh and
+// the catalogue need to stay what they are.
+func (n *Node) passes() []pass {
+	return []pass{
+		{"expire uploads", 10 * time.Minute, func(context.Context) { n.disk.Sweep(time.Now()) }},
+		{"drop lent pins", 10 * time.Second, func(context.Context) { n.dropLentPins() }},
+	}
+}
+
+// runPasses runs each pass on its own until ctx ends. Intervals vary by a
+// tenth, so that nodes started together do not work in step.
+func (n *Node) runPasses(ctx context.Context) {
+	for _, p := range n.passes() {
+		n.running.Go(func() {
+			for {
+				wait := p.every + time.Duration(rand.Int64N(int64(p.every/10)))
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(wait):
+					p.round(ctx)
+				}
+			}
+		})
+	}
+}
+
+// dropLentPins ends the trust in what a member told about others once this
+// node's own catalogue is level, so that a member removed later is refused.
+func (n *Node) dropLentPins() {
+	if n.Ready() == nil {
+		n.trust.lend(nil)
+	}
+}

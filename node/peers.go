@@ -1,0 +1,252 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+)
+
+const (
+	handshakeTime = 10 * time.Second
+	// maxHandshakes bounds what strangers can make the peer port do at once;
+	// members wait in the kernel's queue behind them.
+	maxHandshakes = 256
+	requestHeader = "X-Request-Id"
+)
+
+// peerPort is the one listener for everything between nodes. It proves each
+// connection, then hands it on by the protocol that was negotiated: raft
+// streams to the catalogue, HTTP to the peer server.
+type peerPort struct {
+	ln    net.Listener
+	trust *trust
+	log   *slog.Logger
+	raft  *handoff
+	http  *handoff
+	done  sync.WaitGroup
+}
+
+func newPeerPort(ln net.Listener, t *trust, log *slog.Logger) *peerPort {
+	p := &peerPort{ln: ln, trust: t, log: log, raft: newHandoff(ln.Addr()), http: newHandoff(ln.Addr())}
+	p.done.Go(p.accept)
+	return p
+}
+
+// Close stops accepting and waits for handshakes under way.
+func (p *peerPort) Close() {
+	_ = p.ln.Close()
+	_ = p.raft.Close()
+	_ = p.http.Close()
+	p.done.Wait()
+}
+
+func (p *peerPort) accept() {
+	slots := make(chan struct{}, maxHandshakes)
+	for {
+		conn, err := p.ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of descriptors, most likely: it passes
+			p.log.Warn("peer port cannot accept", "error", err)
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		slots <- struct{}{}
+		p.done.Go(func() {
+			defer func() { <-slots }()
+			p.greet(conn)
+		})
+	}
+}
+
+// greet does the handshake. Strangers who know the secret get as far as HTTP,
+// where they may only ask to join; a raft stream is for members.
+func (p *peerPort) greet(conn net.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
+	defer cancel()
+	tc := tls.Server(conn, p.trust.config([]string{protoRaft, protoHTTP}, func(who identity, proto string) error {
+		if proto == protoRaft && !who.Member {
+			return errNotMember
+		}
+		return nil
+	}))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		p.log.Warn("peer refused", "from", conn.RemoteAddr().String(), "reason", err.Error())
+		_ = conn.Close()
+		return
+	}
+	if tc.ConnectionState().NegotiatedProtocol == protoRaft {
+		p.raft.give(tc)
+		return
+	}
+	p.http.give(tc)
+}
+
+// handoff is a net.Listener over connections that somebody else accepted.
+type handoff struct {
+	addr  net.Addr
+	conns chan net.Conn
+	stop  chan struct{}
+	once  sync.Once
+}
+
+func newHandoff(addr net.Addr) *handoff {
+	return &handoff{addr: addr, conns: make(chan net.Conn), stop: make(chan struct{})}
+}
+
+func (h *handoff) give(c net.Conn) {
+	select {
+	case h.conns <- c:
+	case <-h.stop:
+		_ = c.Close()
+	}
+}
+
+// Accept implements net.Listener.
+func (h *handoff) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.stop:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (h *handoff) Close() error {
+	h.once.Do(func() { close(h.stop) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (h *handoff) Addr() net.Addr { return h.addr }
+
+// dialer opens proven connections to members by UUID.
+type dialer struct {
+	trust   *trust
+	resolve func(id string) (addr string, ok bool) // today's address of a node's peer port
+}
+
+// dial proves that the node with this UUID answers; strict asks that it is a
+// member too, which only a node that is asking to join cannot demand.
+func (d *dialer) dial(ctx context.Context, id, proto string, strict bool) (net.Conn, error) {
+	addr, ok := d.resolve(id)
+	if !ok {
+		return nil, fmt.Errorf("dial node %s: no address known", id)
+	}
+	return d.dialAddr(ctx, addr, proto, func(who identity, _ string) error {
+		if who.ID != id {
+			return errOtherNode
+		}
+		if strict && !who.Member {
+			return errNotMember
+		}
+		return nil
+	})
+}
+
+func (d *dialer) dialAddr(ctx context.Context, addr, proto string, check func(identity, string) error) (net.Conn, error) {
+	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial peer: %w", err)
+	}
+	tc := tls.Client(conn, d.trust.config([]string{proto}, check))
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("greet peer at %s: %w", addr, err)
+	}
+	return tc, nil
+}
+
+// client returns an HTTP client for URLs of the form https://<UUID>/path. It
+// speaks HTTP/1.1: one connection per transfer is faster for bulk bytes than
+// streams that share one.
+func (d *dialer) client(strict bool) *http.Client {
+	return &http.Client{
+		Transport: tagged{&http.Transport{
+			DialTLSContext: func(ctx context.Context, _, hostport string) (net.Conn, error) {
+				id, _, err := net.SplitHostPort(hostport)
+				if err != nil {
+					return nil, err
+				}
+				return d.dial(ctx, id, protoHTTP, strict)
+			},
+			MaxIdleConnsPerHost:   32,
+			IdleConnTimeout:       90 * time.Second,
+			ExpectContinueTimeout: 5 * time.Second,
+			WriteBufferSize:       64 << 10,
+			ReadBufferSize:        64 << 10,
+			DisableCompression:    true,
+		}},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// tagged sends the request id of the context along, so that one client request
+// has one name in the logs of all nodes.
+type tagged struct{ *http.Transport }
+
+// RoundTrip implements http.RoundTripper.
+func (t tagged) RoundTrip(r *http.Request) (*http.Response, error) {
+	if id := oci.RequestID(r.Context()); id != "" {
+		r = r.Clone(r.Context())
+		r.Header.Set(requestHeader, id)
+	}
+	return t.Transport.RoundTrip(r)
+}
+
+// peerHandler serves what nodes ask of each other: members everything,
+// strangers who know the secret the door alone.
+func peerHandler(t *trust, members, door http.Handler, log *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who, err := t.peerOf(*r.TLS) // again for each request: a member removed since the handshake is refused
+		if err != nil {
+			refuse(w, oci.ErrDenied.Because("%v", err))
+			return
+		}
+		id := r.Header.Get(requestHeader)
+		ctx := context.WithValue(oci.WithRequestID(r.Context(), id), identityKey{}, who)
+		log.Debug("peer request", "id", id, "from", who.ID, "method", r.Method, "path", r.URL.Path)
+		switch {
+		case isDoor(r.URL.Path):
+			door.ServeHTTP(w, r.WithContext(ctx))
+		case who.Member:
+			members.ServeHTTP(w, r.WithContext(ctx))
+		default:
+			refuse(w, oci.ErrDenied.Because("%v", errNotMember))
+		}
+	})
+}
+
+type identityKey struct{}
+
+// callerOf returns the node that sent a peer request.
+func callerOf(ctx context.Context) identity {
+	who, _ := ctx.Value(identityKey{}).(identity)
+	return who
+}
+
+// refuse answers a peer with an error of the vocabulary.
+func refuse(w http.ResponseWriter, err error) {
+	status := http.StatusServiceUnavailable
+	if errors.Is(err, oci.ErrDenied) {
+		status = http.StatusForbidden
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(oci.EncodeError(err))
+}
+
+// newRequestID names an operation that this node began by itself.
+func newRequestID() string { return rand.Text() }

@@ -1,0 +1,230 @@
+package node
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/flotilla-registry/flotilla/metadata"
+)
+
+// What two nodes speak on the peer port, chosen by ALPN (RFC 7301).
+const (
+	protoRaft = "flotilla-raft/1"
+	protoHTTP = "http/1.1"
+)
+
+// identity is what a handshake proved about the node at the other end.
+type identity struct {
+	ID      string // UUID
+	Cluster string // "" while it belongs to no mesh
+	Epoch   uint64
+	Key     ed25519.PublicKey
+	Member  bool // ID is pinned to Key in this mesh; otherwise a holder of the secret and no more
+}
+
+// trust decides who a peer is. The secret is root: from it come the gossip key
+// and the certificate authority, the same on every node. A certificate proves
+// knowledge of the secret; the pin, from the member entries that Raft agreed
+// on, proves the UUID. So a holder of the secret can ask to join as somebody
+// new, but cannot pose as a member.
+type trust struct {
+	id     string
+	key    ed25519.PrivateKey
+	ca     *x509.Certificate
+	caKey  ed25519.PrivateKey
+	gossip []byte // AES-256 key of memberlist
+
+	mu      sync.RWMutex // guards the fields below
+	cluster metadata.Cluster
+	pins    map[string]ed25519.PublicKey
+	lent    map[string]ed25519.PublicKey // pins that a member told us, good until our own catalogue has caught up
+	cert    *tls.Certificate             // ours, naming cluster
+}
+
+// newTrust derives everything from secret for the node with this UUID and key.
+func newTrust(secret []byte, id string, key ed25519.PrivateKey) (*trust, error) {
+	gossip, err := hkdf.Key(sha256.New, secret, nil, "flotilla/1 gossip", 32)
+	if err != nil {
+		return nil, fmt.Errorf("derive gossip key: %w", err)
+	}
+	seed, err := hkdf.Key(sha256.New, secret, nil, "flotilla/1 certificate authority", ed25519.SeedSize)
+	if err != nil {
+		return nil, fmt.Errorf("derive authority: %w", err)
+	}
+	t := &trust{id: id, key: key, caKey: ed25519.NewKeyFromSeed(seed), gossip: gossip}
+	template := certificate("flotilla mesh")
+	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
+	der, err := x509.CreateCertificate(rand.Reader, template, template, t.caKey.Public(), t.caKey)
+	if err != nil {
+		return nil, fmt.Errorf("make authority: %w", err)
+	}
+	if t.ca, err = x509.ParseCertificate(der); err != nil {
+		return nil, fmt.Errorf("parse authority: %w", err)
+	}
+	return t, t.enter(metadata.Cluster{})
+}
+
+// certificate is valid always: a box without a clock must not lock itself out
+// (RFC 5280, section 4.1.2.5, has the year 9999 for "no well-defined end").
+func certificate(name string) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: name},
+		NotBefore:    time.Date(1970, 1, 1, 0, 0, 0, 0, time.UTC),
+		NotAfter:     time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC),
+	}
+}
+
+// enter makes this node's certificate say that it belongs to cluster.
+func (t *trust) enter(cluster metadata.Cluster) error {
+	template := certificate(t.id)
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	template.URIs = []*url.URL{{Scheme: "flotilla", Host: t.id, Path: "/" + cluster.ID + "/" + strconv.FormatUint(cluster.Epoch, 10)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, t.ca, t.key.Public(), t.caKey)
+	if err != nil {
+		return fmt.Errorf("make node certificate: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cluster, t.cert = cluster, &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: t.key}
+	return nil
+}
+
+func (t *trust) public() ed25519.PublicKey { return t.key.Public().(ed25519.PublicKey) }
+
+// clusterID returns the mesh that this node belongs to, or "".
+func (t *trust) clusterID() string {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.cluster.ID
+}
+
+// pin replaces the set of members, each UUID with the only key that may use it.
+func (t *trust) pin(members []metadata.Member) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pins = keysOf(members)
+}
+
+// lend is pin for a node whose own catalogue does not know the members yet.
+func (t *trust) lend(members []metadata.Member) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lent = keysOf(members)
+}
+
+func keysOf(members []metadata.Member) map[string]ed25519.PublicKey {
+	keys := make(map[string]ed25519.PublicKey, len(members))
+	for _, m := range members {
+		keys[m.ID] = m.Key
+	}
+	return keys
+}
+
+// Refusals of a handshake. They stay inside TLS alerts and logs.
+var (
+	errNotOurSecret = errors.New("its certificate was made with another secret")
+	errOtherCluster = errors.New("it belongs to another mesh")
+	errOtherEpoch   = errors.New("it belongs to another epoch of this mesh, from before or after a recovery")
+	errPoses        = errors.New("it uses a member's UUID with another key")
+	errNotMember    = errors.New("it is not a member of this mesh")
+	errOtherNode    = errors.New("another node answers at this address")
+)
+
+// verify tells who presented cert, or why it is refused.
+func (t *trust) verify(cert *x509.Certificate) (identity, error) {
+	if err := cert.CheckSignatureFrom(t.ca); err != nil {
+		return identity{}, errNotOurSecret
+	}
+	who, err := readIdentity(cert)
+	if err != nil {
+		return identity{}, err
+	}
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if who.Cluster != "" && t.cluster.ID != "" {
+		if who.Cluster != t.cluster.ID {
+			return identity{}, errOtherCluster
+		}
+		if who.Epoch != t.cluster.Epoch {
+			return identity{}, errOtherEpoch
+		}
+	}
+	pin, known := t.pins[who.ID]
+	if !known {
+		pin, known = t.lent[who.ID]
+	}
+	if who.ID == t.id {
+		pin, known = t.public(), true
+	}
+	if known && !bytes.Equal(pin, who.Key) {
+		return identity{}, errPoses
+	}
+	who.Member = known && who.Cluster == t.cluster.ID
+	return who, nil
+}
+
+// readIdentity reads what enter wrote.
+func readIdentity(cert *x509.Certificate) (identity, error) {
+	key, ok := cert.PublicKey.(ed25519.PublicKey)
+	if !ok || len(cert.URIs) != 1 || cert.URIs[0].Scheme != "flotilla" || !validUUID(cert.URIs[0].Host) {
+		return identity{}, errors.New("its certificate names no node")
+	}
+	cluster, epoch, ok := strings.Cut(strings.TrimPrefix(cert.URIs[0].Path, "/"), "/")
+	n, err := strconv.ParseUint(epoch, 10, 64)
+	if !ok || err != nil {
+		return identity{}, errors.New("its certificate names no mesh")
+	}
+	return identity{ID: cert.URIs[0].Host, Cluster: cluster, Epoch: n, Key: key}, nil
+}
+
+// peerOf returns the identity that the handshake of an open connection proved.
+func (t *trust) peerOf(cs tls.ConnectionState) (identity, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return identity{}, errNotOurSecret
+	}
+	return t.verify(cs.PeerCertificates[0])
+}
+
+// config returns the TLS configuration for one side of the peer port. check
+// may refuse, for the protocol that was negotiated, an identity that verify
+// accepts. Go's own chain verification is
+// off since it knows neither the authority's rule about time nor the pins;
+// VerifyConnection runs in its place on every handshake.
+func (t *trust) config(protos []string, check func(who identity, proto string) error) *tls.Config {
+	ours := func() (*tls.Certificate, error) {
+		t.mu.RLock()
+		defer t.mu.RUnlock()
+		return t.cert, nil
+	}
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		NextProtos:             protos,
+		ClientAuth:             tls.RequireAnyClientCert,
+		InsecureSkipVerify:     true,
+		SessionTicketsDisabled: true,
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return ours() },
+		GetClientCertificate:   func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return ours() },
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			who, err := t.peerOf(cs)
+			if err != nil {
+				return err
+			}
+			return check(who, cs.NegotiatedProtocol)
+		},
+	}
+}
