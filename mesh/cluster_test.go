@@ -32,6 +32,7 @@ import (
 type cluster struct {
 	t     *testing.T
 	nodes []*peer
+	over  chan struct{} // closed at the end of the test
 
 	mu       sync.Mutex
 	members  []ring.Node
@@ -64,7 +65,7 @@ type option struct {
 
 // newCluster starts a node per zone named; a zone "-x" is x with weight 0.
 func newCluster(t *testing.T, opt option, zones ...string) *cluster {
-	c := &cluster{t: t, replicas: max(opt.replicas, 1)}
+	c := &cluster{t: t, replicas: max(opt.replicas, 1), over: make(chan struct{})}
 	for i, zone := range zones {
 		n := ring.Node{ID: uuid(i), Zone: zone, Weight: 1}
 		if zone[0] == '-' {
@@ -103,6 +104,7 @@ func newCluster(t *testing.T, opt option, zones ...string) *cluster {
 			p.srv.Close()
 		})
 	}
+	t.Cleanup(func() { close(c.over) }) // runs before the others
 	return c
 }
 

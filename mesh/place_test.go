@@ -106,10 +106,10 @@ func TestPlaceReplacesOwners(t *testing.T) {
 		{"in trouble", func(_ *cluster, p *peer) {
 			p.setTamper(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { http.Error(w, "broken", 500) })
 		}},
-		{"takes no bytes", func(_ *cluster, p *peer) {
+		{"takes no bytes", func(c *cluster, p *peer) {
 			p.setTamper(func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
 				_, _ = io.ReadFull(r.Body, make([]byte, 10))
-				<-r.Context().Done()
+				<-c.over // the server does not notice that the sender left
 			})
 		}},
 		{"does not answer", func(c *cluster, p *peer) { p.lost.Store(true) }},
@@ -166,8 +166,8 @@ func TestTooFewCopies(t *testing.T) {
 		spoil, heal func()
 	}{
 		{"seen down", func() { c.setDown(other, true) }, func() { c.setDown(other, false) }},
-		{"does not answer", func() {
-			other.setTamper(func(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) })
+		{"in trouble", func() {
+			other.setTamper(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { http.Error(w, "broken", 500) })
 		}, func() { other.setTamper(nil) }},
 	} {
 		row.spoil()

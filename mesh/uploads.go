@@ -103,7 +103,7 @@ type home struct {
 // the client starts again elsewhere, at once.
 func (b *Blobs) homeOf(u oci.Upload) (home, error) {
 	i := strings.LastIndexByte(u.ID, '.')
-	if i < 0 {
+	if i < 1 || strings.Trim(u.ID[:i], "0123456789abcdef-") != "" {
 		return home{}, oci.ErrUploadUnknown
 	}
 	h := home{Upload: oci.Upload{Repo: u.Repo, ID: u.ID[:i]}, node: u.ID[i+1:]}

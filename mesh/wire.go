@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"time"
 
@@ -71,7 +72,7 @@ type outgoing struct {
 
 	mu    sync.Mutex
 	begun bool      // something was read
-	sent  time.Time // when r ended
+	sent  time.Time // when the peer had been sent everything
 	over  bool      // the request has its answer
 	n     int64
 	err   error // of r, unless it just ended
@@ -126,9 +127,6 @@ func (o *outgoing) Read(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.n += int64(n)
-	if err != nil {
-		o.sent = time.Now()
-	}
 	if err != nil && err != io.EOF {
 		o.err = err
 	}
@@ -141,6 +139,16 @@ func (o *outgoing) Read(p []byte) (int, error) {
 // Close implements io.Closer for the transport, which closes too early to end
 // anything: the answer is still to come.
 func (o *outgoing) Close() error { return nil }
+
+// wrote is told by the transport when the request is out.
+func (o *outgoing) wrote(info httptrace.WroteRequestInfo) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if info.Err == nil && !o.over {
+		o.sent = time.Now()
+		o.timer.Reset(o.limits.stall)
+	}
+}
 
 // again returns the body once more, as long as nothing was read of it: the
 // transport asks when a connection that it had kept turns out to be gone.
@@ -167,12 +175,8 @@ func (o *outgoing) end() (int64, error) {
 // bytes, or cannot take them, answers from the header alone. size below 0 is
 // unknown.
 func (b *Blobs) do(req *http.Request, o *outgoing, size int64) (*http.Response, error) {
-	if size == 0 {
-		req.Body = http.NoBody
-		o.mu.Lock()
-		o.begun, o.sent = true, time.Now()
-		o.mu.Unlock()
-	} else {
+	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{WroteRequest: o.wrote}))
+	if size != 0 {
 		req.Body, req.ContentLength, req.GetBody = o, size, o.again
 		req.Header.Set("Expect", "100-continue")
 		// Tells the transport, and nobody else, that it may repeat the request

@@ -151,6 +151,20 @@ func TestThreeNodes(t *testing.T) {
 			t.Errorf("%d entries for nothing", now-before)
 		}
 	})
+	t.Run("a burst of many batches is not held up", func(t *testing.T) {
+		var writers sync.WaitGroup
+		for i := range 400 {
+			writers.Go(func() {
+				if err := m.nodes[i%2].push("burst", fmt.Sprint(i), i); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		writers.Wait()
+		for _, n := range m.nodes {
+			must(t, n.pull("burst", "399", 399))
+		}
+	})
 	t.Run("all replicas are equal", func(t *testing.T) { m.equal(t) })
 	t.Run("reads make no entries", func(t *testing.T) {
 		eventually(t, "the last Barrier", func() error {

@@ -25,6 +25,7 @@ import (
 // and two busy cores under the race detector must hold it.
 var quick = Timing{
 	Election: 600 * time.Millisecond,
+	Commit:   time.Hour,       // nothing may wait for it
 	Proof:    5 * time.Second, // reads sit out an election
 	Stable:   50 * time.Millisecond,
 	Pair:     2 * time.Second,

@@ -25,7 +25,6 @@ type model struct {
 	sparse    bool
 	founded   bool
 	links     map[[2]string]link // repository, blob
-	sizes     map[string]int64   // of linked blobs
 	manifests map[[2]string]*wire.Manifest
 	bodies    map[[2]string]string
 	tags      map[[2]string]string

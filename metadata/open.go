@@ -201,8 +201,11 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 	c.trans = &transport{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Logger: log, Stream: c.streams, MaxPool: 3, Timeout: rpcTimeout, MsgpackUseNewTimeFormat: true,
+			// No pipelines: each send in one takes MaxAppendEntries at most and
+			// leaves the rest, or what breaks, to CommitTimeout.
+			MaxRPCsInFlight: 1,
 		}),
-		self: c.cfg.ID, leaders: &c.leaders, nudge: c.nudge, done: c.streams.done, beats: make(map[raft.ServerID]chan struct{}),
+		self: c.cfg.ID, leaders: &c.leaders, done: c.streams.done, beats: make(map[raft.ServerID]chan struct{}),
 	}
 	// What was just written is read again by each replication and by apply.
 	cached, err := raft.NewLogCache(64, c.logs)

@@ -25,7 +25,7 @@ const (
 	writeTime   = time.Minute      // a write is given up after this; the state knows its request id for longer
 	attemptTime = 10 * time.Second // for one leader to answer
 	enqueueTime = 5 * time.Second  // for raft to take a proposal
-	maxCommand  = 1 << 20          // a manifest of 256 KiB and its lists, many times over
+	maxCommand  = 6 << 20          // the longest list that an index of 4 MiB can hold, and then some
 )
 
 // errNotLeader is said between nodes only. It is certain: nothing was taken.
@@ -257,8 +257,7 @@ func (c *Catalog) pulse(ctx context.Context) {
 	}
 }
 
-// nudge appends a Barrier whatever else is under way: what is may be waiting
-// for it (see transport).
+// nudge appends a Barrier whatever else is under way.
 func (c *Catalog) nudge() {
 	c.tasks.start(func(ctx context.Context) {
 		if c.raft.State() == raft.Leader {

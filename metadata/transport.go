@@ -6,18 +6,14 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// transport is raft's own, made to bring a member that was away up to date as
-// soon as it is back. Raft by itself doubles its pause after each call that
-// failed, up to 10 s, and does not end it then; and what broke it repeats only
-// when there is more to send, or after CommitTimeout.
-//
-// So a call that fails is held and repeated once a heartbeat gets through, and
-// a pipeline that ends is followed by a Barrier, which is more to send.
+// transport is raft's own, but that the replication of entries to a member
+// that does not answer is held and repeated once a heartbeat gets through.
+// Raft by itself doubles its pause after each call that failed, up to 10 s, and
+// does not end it when the member is back.
 type transport struct {
 	*raft.NetworkTransport
 	self    string
 	leaders *watchers
-	nudge   func()          // appends a Barrier
 	done    <-chan struct{} // closed with the streams
 
 	mu    sync.Mutex
@@ -40,27 +36,6 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 			return err
 		}
 	}
-}
-
-// pipeline is one that says when it ends.
-type pipeline struct {
-	raft.AppendPipeline
-	ended func()
-}
-
-// AppendEntriesPipeline implements raft.Transport.
-func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
-	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
-	if err != nil {
-		t.nudge()
-		return nil, err
-	}
-	return pipeline{p, t.nudge}, nil
-}
-
-func (p pipeline) Close() error {
-	defer p.ended()
-	return p.AppendPipeline.Close()
 }
 
 // hold reports whether a heartbeat got through; false when there will be no

@@ -39,10 +39,22 @@ func (c *Catalog) PutManifest(ctx context.Context, p Put) error {
 	if len(p.Body) > inline { // not InlineLimit, which falls when a zone appears meanwhile
 		return fmt.Errorf("put manifest: %w", oci.ErrManifestTooLarge.Because("it does not fit into an entry"))
 	}
+	if size := annotationBytes(p.Manifest); p.Manifest.Subject != nil && size > inline {
+		return fmt.Errorf("put manifest: %w", oci.ErrManifestTooLarge.Because("with a subject its annotations may take %d bytes, not %d", inline, size))
+	}
 	_, err := c.write(ctx, manifestOp(p))
 	return wrapWrite("put manifest", err)
 }
 
+func annotationBytes(m oci.Manifest) (n int) {
+	for k, v := range m.Annotations {
+		n += len(k) + len(v)
+	}
+	return n
+}
+
+// manifestOp carries annotations only where the list of referrers, which shows
+// them, will ever name the manifest.
 func manifestOp(p Put) *wire.Command {
 	m := &wire.Manifest{
 		Repo:         p.Repo,
@@ -54,10 +66,10 @@ func manifestOp(p Put) *wire.Command {
 		Blobs:        digests(p.Manifest.Blobs),
 		Children:     digests(p.Manifest.Children),
 		ArtifactType: p.Manifest.ArtifactType,
-		Annotations:  p.Manifest.Annotations,
 	}
 	if p.Manifest.Subject != nil {
 		m.Subject = p.Manifest.Subject.Digest.String()
+		m.Annotations = p.Manifest.Annotations
 	}
 	return &wire.Command{Op: &wire.Command_Manifest{Manifest: m}}
 }

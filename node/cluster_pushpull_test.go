@@ -113,18 +113,30 @@ func TestNewcomerPullsEverything(t *testing.T) {
 	}
 }
 
-func TestLargeManifestIsPlacedAsBlob(t *testing.T) {
+// TestLargeManifests pushes manifests that do not fit into an entry of the log
+// through every node: bodies are placed, lists of children ride along.
+func TestLargeManifests(t *testing.T) {
 	c := newCluster(t, 3)
-	img := newImage(100)
-	pad := strings.Repeat("x", 1<<20)
-	img.manifest = []byte(strings.Replace(string(img.manifest), `"layers"`, `"annotations":{"pad":"`+pad+`"},"layers"`, 1))
-	img.digest = digest.FromBytes(img.manifest)
-	c.push(0, "app", "large", img)
 	for i := range c.nodes {
-		c.pull(i, "app", "large", img)
+		img := newImage(100)
+		pad := strings.Repeat("x", 1<<20+i)
+		img.manifest = []byte(strings.Replace(string(img.manifest), `"layers"`, `"annotations":{"pad":"`+pad+`"},"layers"`, 1))
+		img.digest = digest.FromBytes(img.manifest)
+		c.push(i, "app", "large", img)
+		for j := range c.nodes {
+			c.pull(j, "app", "large", img)
+		}
+		var children strings.Builder
+		for k := range 25_000 {
+			fmt.Fprintf(&children, `,{"mediaType":%q,"digest":%q,"size":1}`, v1.MediaTypeImageManifest, digest.FromString(fmt.Sprint(i, k)))
+		}
+		index := image{manifest: []byte(`{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageIndex + `","manifests":[` + children.String()[1:] + `]}`)}
+		index.digest = digest.FromBytes(index.manifest)
+		c.do(i, http.StatusCreated, http.MethodPut, "/v2/app/manifests/index", index.manifest, "Content-Type", v1.MediaTypeImageIndex)
+		c.pull((i+1)%3, "app", "index", index)
+		huge := append(index.manifest, make([]byte, 4<<20)...)
+		c.do(i, http.StatusRequestEntityTooLarge, http.MethodPut, "/v2/app/manifests/huge", huge, "Content-Type", v1.MediaTypeImageIndex)
 	}
-	img.manifest = append(img.manifest, make([]byte, 4<<20)...)
-	c.do(1, http.StatusRequestEntityTooLarge, http.MethodPut, "/v2/app/manifests/huge", img.manifest, "Content-Type", v1.MediaTypeImageManifest)
 }
 
 // TestLeaderKilled ends the leader amid a stream of pushes through the others.

@@ -19,8 +19,8 @@ unset XDG_CONFIG_HOME XDG_CACHE_HOME XDG_DATA_HOME DOCKER_CONFIG REGISTRY_AUTH_F
 
 install() {
   case $1 in
-    docker) install_debian docker.io ;;
-    podman | buildah | skopeo) install_debian "$1" ;;
+    docker) need dockerd docker.io && need docker docker.io ;;
+    podman | buildah | skopeo) need "$1" ;;
     *) install_tool "$1" ;;
   esac
 }
@@ -249,7 +249,8 @@ try() {
 ((EUID == 0)) || die "run as root: the clients build images and the engine is started here"
 mkdir -p "$HOME" "$XDG_RUNTIME_DIR"
 printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/images" "$work/run" >"$CONTAINERS_STORAGE_CONF"
-install_debian curl jq
+need curl
+need jq
 [[ -n ${FLOTILLA:-} ]] || build_all
 mesh_start --replicas 3
 passed=0 failed=0

@@ -56,6 +56,7 @@ run() {
 }
 
 if [[ -z ${FLOTILLA:-} ]]; then build_all; else (cd "$root" && go build -o bin/ ./cmd/balancer); fi
+need curl
 install_tool conformance
 failed=0
 for data in sparse complete; do

@@ -24,17 +24,18 @@ push() {
 # fresh makes an image of 24 MiB in four layers that no node has seen.
 fresh() { rm -rf "$work/image" && layout "$work/image" 4 6 amd64; }
 
-# measure sets $duration to how long an undisturbed copy takes now, on the average over the nodes.
+# measure sets $duration to how long an undisturbed copy takes now: the median over the nodes.
 measure() {
-  local i start total=0
+  local i start took=()
   for i in "${nodes[@]}"; do
     fresh
     push "$i" "undisturbed-$1-$i"
     start=$(now)
     "${push[@]}" >"$work/measure.log" 2>&1 || die "an undisturbed copy fails: $(tail -n 3 "$work/measure.log")"
-    total=$((total + $(now) - start))
+    took+=($(($(now) - start)))
   done
-  duration=$((total / ${#nodes[@]}))
+  mapfile -t took < <(printf '%s\n' "${took[@]}" | sort -n)
+  duration=${took[1]}
 }
 
 # fail ROUND WHY...
@@ -46,7 +47,7 @@ fail() {
 # round N SLOT: one kill. The slots divide the span evenly: some kills must meet an answer just given, or little would be
 # claimed of copies that exited 0.
 round() {
-  local n=$1 moment victim other survivors start took tries=0 status=0 ran=yes i
+  local n=$1 moment victim other survivors start took tries=0 status=0 ran=yes refused='' i
   victim=${nodes[RANDOM % ${#nodes[@]}]}
   moment=$((duration * (1000 * $2 + RANDOM % 1000) / (1000 * kills)))
   survivors=()
@@ -71,6 +72,7 @@ round() {
   push "${survivors[other]}" "$n"
   start=$(now)
   while tries=$((tries + 1)) && ! timeout 15 "${push[@]}" >"$work/repeat.log" 2>&1; do
+    ((tries > 1)) || refused="; first refused: $(tail -n 1 "$work/repeat.log")"
     (($(now) - start < limit)) || break
     sleep 0.2
   done
@@ -80,7 +82,7 @@ round() {
   ((took < limit)) || fail "$n" "the repeat through node ${survivors[other]} took $took ms: $(tail -n 2 "$work/repeat.log")"
   serves "${public[survivors[1 - other]]}" kill/image "$work/image" "$n" >"$work/serves.log" 2>&1 ||
     fail "$n" "node ${survivors[1 - other]} does not serve the repeat: $(tail -n 3 "$work/serves.log")"
-  say "round $n: node $victim killed at $moment of $duration ms (copy running: $ran, exit $status); repeat $took ms, tries $tries"
+  say "round $n: node $victim killed at $moment of $duration ms (copy running: $ran, exit $status); repeat $took ms, tries $tries$refused"
   node_start "$victim"
   node_ready "$victim"
 }
@@ -107,7 +109,7 @@ remembered() {
   done
 }
 
-install_debian curl jq skopeo
+for command in curl jq skopeo; do need "$command"; done
 [[ -n ${FLOTILLA:-} ]] || build_all
 RANDOM=$seed
 say "seed $seed (KILL_SEED=$seed repeats these moments)"
@@ -115,7 +117,7 @@ slots=()
 shuffle
 mesh_start --replicas 3
 for ((n = 1; running < kills && n <= 3 * span; n++)); do
-  ((n % 10 != 1)) || measure "$n"
+  ((n % 5 != 1)) || measure "$n"
   round "$n" "${slots[(n - 1) % span]}"
 done
 rounds=$((n - 1))

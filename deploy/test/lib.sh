@@ -96,10 +96,16 @@ mesh_start() {
     node_start "$i"
     node_ready "$i"
   done
-  # A mesh takes writes as soon as its first node is ready; the checks begin when it can also lose one.
+  # A mesh takes writes as soon as its first node is ready; the checks begin when it can also lose any node.
   for i in "${nodes[@]}"; do
-    await 30 curl -sf "http://${public[i]}/readyz?write" || die "node $i takes no writes; $(tail -n 5 "$work/node$i.log")"
+    await 30 voters "$i" || die "node $i does not see three voters; $(tail -n 5 "$work/node$i.log")"
   done
+}
+
+# voters I: node I takes writes and knows of three voters.
+voters() {
+  curl -sf "http://${public[$1]}/readyz?write" >/dev/null || return
+  (($(curl -sf "http://${public[$1]}/flotilla/v1/status" | grep -oE '"role":"(leader|voter)"' | wc -l) == 3))
 }
 
 # node_start I: starts node I with the flags it always has.
@@ -158,16 +164,12 @@ walk() {
   rm -f "$body"
 }
 
-# install_debian PACKAGE...: installs what is missing of Debian's packages, as root.
-install_debian() {
-  local package missing=()
-  for package; do
-    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
-  done
-  ((${#missing[@]} > 0)) || return 0
+# need COMMAND [PACKAGE]: installs a command that is missing from Debian's package of that name, as root.
+need() {
+  ! command -v "$1" >/dev/null || return 0
   [[ -n ${updated:-} ]] || apt-get update -qq || return
   updated=yes
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${2:-$1}" >/dev/null
 }
 
 # layer FILE MIB: writes a layer that no registry has seen, and prints the digests of its archive as stored and as unpacked.
