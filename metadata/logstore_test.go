@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,9 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
 // badDisk is a log store on a disk that does as it is told.
@@ -191,9 +195,10 @@ func TestLogBoundedByBytes(t *testing.T) {
 	m.bounds.bytes, m.bounds.segment = 1<<20, 128<<10
 	n := m.add("z")
 	for i := range 40 {
-		img, body := image(i)
-		img.Annotations = map[string]string{"filler": string(make([]byte, 100_000))}
-		must(t, n.PutManifest(context.Background(), Put{Repo: "r", Tags: []string{fmt.Sprint(i)}, Manifest: img, Body: body}))
+		body := bytes.Repeat([]byte{byte(i)}, 100_000)
+		img := oci.Manifest{MediaType: oci.TypeIndex, Digest: digest.FromBytes(body), Size: int64(len(body))}
+		must(t, n.PutManifest(context.Background(), Put{Repo: "r", Manifest: img, Body: body}))
+		must(t, n.push("r", fmt.Sprint(i), i))
 	}
 	eventually(t, "a short log", func() error {
 		if _, all := n.logs.newest(m.bounds.bytes + m.bounds.bytes/8); !all {

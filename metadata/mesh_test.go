@@ -362,11 +362,11 @@ func (n *testNode) pull(repo, tag string, i int) error {
 	if err != nil {
 		return err
 	}
-	if want, body := image(i); got.Digest != want.Digest || !bytes.Equal(got.Body, body) {
-		return fmt.Errorf("%s:%s is %s at %s, not image %d", repo, tag, got.Digest, n.id, i)
-	}
 	if got.Degraded {
 		return fmt.Errorf("%s:%s is degraded at %s", repo, tag, n.id)
+	}
+	if want, body := image(i); got.Digest != want.Digest || !bytes.Equal(got.Body, body) {
+		return fmt.Errorf("%s:%s is %s at %s, not image %d", repo, tag, got.Digest, n.id, i)
 	}
 	return nil
 }

@@ -205,7 +205,7 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 			// leaves the rest, or what breaks, to CommitTimeout.
 			MaxRPCsInFlight: 1,
 		}),
-		self: c.cfg.ID, leaders: &c.leaders, done: c.streams.done, beats: make(map[raft.ServerID]chan struct{}),
+		self: c.cfg.ID, leaders: &c.leaders, nudge: c.nudge, done: c.streams.done, beats: make(map[raft.ServerID]chan struct{}),
 	}
 	// What was just written is read again by each replication and by apply.
 	cached, err := raft.NewLogCache(64, c.logs)

@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -123,9 +122,9 @@ func (c *Catalog) proposeAt(ctx context.Context, leader string, cmd *wire.Comman
 	case c.cfg.ID:
 		return c.proposeHere(ctx, cmd)
 	}
-	body, err := proto.Marshal(cmd)
+	body, err := encode(cmd)
 	if err != nil {
-		return proposal{}, fmt.Errorf("encode command: %w", err)
+		return proposal{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()
@@ -143,6 +142,17 @@ func (c *Catalog) proposeAt(ctx context.Context, leader string, cmd *wire.Comman
 	return out, err
 }
 
+func encode(cmd *wire.Command) ([]byte, error) {
+	b, err := proto.Marshal(cmd)
+	switch {
+	case err != nil: // a text is not UTF-8
+		return nil, oci.ErrManifestInvalid.Wrap(err)
+	case len(b) > maxCommand:
+		return nil, oci.ErrManifestTooLarge.Because("with its lists it does not fit into an entry")
+	}
+	return b, nil
+}
+
 // proposeHere appends cmd to the log if this node leads, and waits until it
 // is applied.
 func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal, error) {
@@ -153,9 +163,9 @@ func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal,
 		return proposal{}, errNotLeader.WithDetail(c.leader())
 	}
 	cmd.Now = time.Now().UnixNano()
-	data, err := proto.Marshal(cmd)
+	data, err := encode(cmd)
 	if err != nil {
-		return proposal{}, fmt.Errorf("encode command: %w", err)
+		return proposal{}, err
 	}
 	c.queued.Add(1)
 	c.proposals.Add(1)

@@ -59,6 +59,29 @@ func (c *Catalog) current(ctx context.Context) error {
 	return unproven(err)
 }
 
+// certain is current for those who found nothing here: they have no older
+// answer to fall back on, so they sit out an election, as writes do. Where no
+// leader was heard of for longer than that takes, the quorum is gone, and they
+// are told so as soon as everybody else.
+func (c *Catalog) certain(ctx context.Context) error {
+	sitOut := 4 * c.cfg.Timing.Election
+	c.proof.Lock()
+	heard := c.proof.last
+	c.proof.Unlock()
+	if contact := c.raft.LastContact(); contact.After(heard) {
+		heard = contact
+	}
+	if c.raft.State() != raft.Leader && time.Since(heard) > sitOut {
+		return c.current(ctx)
+	}
+	limited, cancel := context.WithTimeout(ctx, sitOut)
+	defer cancel()
+	if err := c.retryProof(limited); err != nil {
+		return unproven(err)
+	}
+	return nil
+}
+
 func unproven(why error) error {
 	return oci.ErrUnavailable.Because("this node cannot prove that its catalogue is current").Wrap(why)
 }

@@ -34,7 +34,7 @@ func (c *Catalog) Manifest(ctx context.Context, repo string, ref oci.Reference) 
 		return Manifest{}, wrapRead("tag", err)
 	}
 	look = func() (Manifest, error) { return c.byTag(repo, ref.Tag) }
-	m, err := once(ctx, c, fresh, look)
+	m, err := once(ctx, c, &fresh, look)
 	m.Freshness = fresh
 	return m, wrapRead("tag", err)
 }
@@ -133,7 +133,7 @@ func listing[T any](ctx context.Context, c *Catalog, look func() ([]T, bool, err
 	if err != nil {
 		return List[T]{}, wrapRead("list", err)
 	}
-	l, err := once(ctx, c, fresh, func() (l List[T], err error) {
+	l, err := once(ctx, c, &fresh, func() (l List[T], err error) {
 		l.Items, l.More, err = look()
 		return l, err
 	})
@@ -142,16 +142,20 @@ func listing[T any](ctx context.Context, c *Catalog, look func() ([]T, bool, err
 }
 
 // once is a read after freshen: a miss counts only if the replica was proven
-// current, which TagReads Local leaves to the miss.
-func once[T any](ctx context.Context, c *Catalog, fresh Freshness, look func() (T, error)) (T, error) {
-	if c.cfg.TagReads == Local {
-		return twice(ctx, c, look)
+// current, which a degraded read and TagReads Local leave to the miss.
+func once[T any](ctx context.Context, c *Catalog, fresh *Freshness, look func() (T, error)) (T, error) {
+	if c.cfg.TagReads != Local && !fresh.Degraded {
+		return look()
 	}
 	v, err := look()
-	if fresh.Degraded && missed(err) {
-		err = unproven(err)
+	if !missed(err) {
+		return v, err
 	}
-	return v, err
+	if err := c.certain(ctx); err != nil {
+		return v, err
+	}
+	*fresh = Freshness{}
+	return look()
 }
 
 // twice is a read by digest: a miss counts if it is one still after a proof.
@@ -160,7 +164,7 @@ func twice[T any](ctx context.Context, c *Catalog, look func() (T, error)) (T, e
 	if !missed(err) {
 		return v, err
 	}
-	if err := c.current(ctx); err != nil {
+	if err := c.certain(ctx); err != nil {
 		return v, err
 	}
 	return look()

@@ -402,7 +402,7 @@ func (t *tx) checkMember(op *wire.Member) (v verdict, err error) {
 			v = idBuried
 		case m.ID == op.Id && !m.Key.Equal(ed25519.PublicKey(op.Key)):
 			v = keyDiffers
-		case m.ID != op.Id && !m.buried && m.Name == op.Name:
+		case m.ID != op.Id && m.Name == op.Name: // graves have no name
 			v = nameTaken
 		}
 		return v == done, err

@@ -49,6 +49,13 @@ func forge(h header, records ...string) []byte {
 	return append(b, sum[:]...)
 }
 
+// recount makes a forged stream count n records.
+func recount(b []byte, n uint64) []byte {
+	b = binary.BigEndian.AppendUint64(b[:len(b)-streamTail], n)
+	sum := sha256.Sum256(b)
+	return append(b, sum[:]...)
+}
+
 func TestStream(t *testing.T) {
 	r := populated(t)
 	b := r.stream()
@@ -131,6 +138,7 @@ func TestRefusedStream(t *testing.T) {
 		{"no records", forge(at), errStream},
 		{"out of order", forge(at, "\x02", cluster, "\x01", progressed), errStream},
 		{"twice", forge(at, "\x01", progressed, "\x01", progressed, "\x02", cluster), errStream},
+		{"fewer than counted", recount(forge(at, "\x01", progressed, "\x02", cluster), 3), errStream},
 		{"unknown kind", forge(at, "\x01", progressed, "\x02", cluster, "\x05x", ""), errStream},
 		{"long key", forge(at, "\x01", progressed, "\x02", cluster, long, ""), errStream},
 		{"damaged progress", forge(at, "\x01", "\xff", "\x02", cluster), errRecord},

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -164,7 +165,12 @@ func sameError(t testing.TB, what string, got, want *oci.Error) {
 // what it comes to.
 func TestRules(t *testing.T) {
 	all := []string{"v1"}
-	cross := func(m *wire.Manifest) *wire.Manifest { m.Digest = "sha256:XYZ"; return m }
+	last := func(repo string, tags []string) *wire.Manifest {
+		m := imageOf(repo, "m", tags)
+		m.Digest = "sha256:" + strings.Repeat("f", 64)
+		return m
+	}
+	misdigest := func(m *wire.Manifest) *wire.Manifest { m.Digest = "sha256:XYZ"; return m }
 	for _, row := range []struct {
 		name   string
 		before []any
@@ -195,7 +201,7 @@ func TestRules(t *testing.T) {
 		{"manifest without its blob, sparse", []any{founded(joined("1", "n", "k"), true)}, imageOf("a", "m", all, "blob"), nil, 0},
 		{"manifest without its child", nil, &wire.Manifest{Repo: "a", Digest: sha("m"), Children: []string{sha("c")}}, nil, 0},
 		{"manifest with a bad tag", nil, imageOf("a", "m", []string{"x", ""}), oci.ErrTagInvalid, 0},
-		{"manifest with a bad digest", nil, cross(imageOf("a", "m", all)), oci.ErrDigestInvalid, 0},
+		{"manifest with a bad digest", nil, misdigest(imageOf("a", "m", all)), oci.ErrDigestInvalid, 0},
 		{"manifest with a bad blob", nil, &wire.Manifest{Repo: "a", Digest: sha("m"), Blobs: []string{"md5:0"}}, oci.ErrDigestInvalid, 0},
 		{"manifest with a bad subject", nil, &wire.Manifest{Repo: "a", Digest: sha("m"), Subject: "s"}, oci.ErrDigestInvalid, 0},
 		{"untag", []any{imageOf("a", "m", all)}, untagged("a", "v1"), nil, 0},
@@ -204,6 +210,7 @@ func TestRules(t *testing.T) {
 		{"unmanifest", []any{imageOf("a", "m", all)}, dropped("a", "m"), nil, 0},
 		{"unmanifest takes its tags", []any{imageOf("a", "m", all), dropped("a", "m")}, untagged("a", "v1"), oci.ErrManifestUnknown, 0},
 		{"unmanifest leaves moved tags", []any{imageOf("a", "m", all), imageOf("a", "n", all), dropped("a", "m")}, untagged("a", "v1"), nil, 0},
+		{"unmanifest takes its tags, at the end of all digests", []any{last("a", all), &wire.Unmanifest{Repo: "a", Digest: last("a", all).Digest}}, untagged("a", "v1"), oci.ErrManifestUnknown, 0},
 		{"unmanifest nothing", []any{imageOf("b", "m", all)}, dropped("a", "m"), oci.ErrManifestUnknown, 0},
 		{"found", nil, founded(joined("1", "n", "k"), false), nil, 0},
 		{"found twice", []any{founded(joined("1", "n", "k"), false)}, founded(joined("2", "m", "k"), false), oci.ErrDenied, 0},
@@ -246,6 +253,28 @@ func TestRules(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestDenied: a node that may not join is told why.
+func TestDenied(t *testing.T) {
+	r := newReplica(t)
+	r.must(
+		command(0, founded(joined("1", "n", "k"), false)),
+		command(0, joined("2", "m", "k")), command(0, &wire.Member{Id: "2", Removed: true}),
+	)
+	for _, row := range []struct {
+		op   *wire.Member
+		says string
+	}{
+		{joined("3", "n", "k"), "name taken"},
+		{joined("1", "n", "other"), "another key"},
+		{joined("2", "m", "k"), "removed"},
+		{founded(joined("3", "o", "k"), false), "founded before"},
+	} {
+		if err := r.do(command(0, row.op))[0].err; err == nil || !strings.Contains(err.Error(), row.says) {
+			t.Errorf("%v: %v", row.op, err)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"io"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -14,6 +15,7 @@ type transport struct {
 	*raft.NetworkTransport
 	self    string
 	leaders *watchers
+	nudge   func()          // gives raft something to send
 	done    <-chan struct{} // closed with the streams
 
 	mu    sync.Mutex
@@ -36,6 +38,17 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 			return err
 		}
 	}
+}
+
+// InstallSnapshot implements raft.Transport. Its data cannot be sent again, so
+// it is for raft to repeat it.
+func (t *transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	next := t.nextBeat(id)
+	err := t.NetworkTransport.InstallSnapshot(id, target, args, resp, data)
+	if err != nil && t.hold(next) {
+		t.nudge()
+	}
+	return err
 }
 
 // hold reports whether a heartbeat got through; false when there will be no

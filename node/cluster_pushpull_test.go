@@ -179,6 +179,8 @@ func TestLeaderKilled(t *testing.T) {
 	}
 	c.await("pushes before the kill", atLeast(before))
 	c.nodes[leader].crash()
+	// A client looks before it pushes: a miss sits out the election too.
+	c.do(alive[0], http.StatusNotFound, http.MethodHead, "/v2/stream/blobs/"+digest.FromString("never pushed").String(), nil)
 	c.await("pushes after the kill", atLeast(count()+after))
 	close(stop)
 	pushers.Wait()
