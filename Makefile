@@ -26,7 +26,7 @@ test: ## run every test with the race detector (needs a C compiler)
 	  END { printf "test: %d packages passed, %d failed\n", ok, failed }'
 
 lint: ## check format, common mistakes and shell scripts
-	@test -z "$$(gofmt -l .ci cmd api mesh metadata node | tee /dev/stderr)"
+	@test -z "$$(gofmt -l cmd api mesh metadata node | tee /dev/stderr)"
 	@go vet ./...
 	@go tool -modfile=.tools/go.mod staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run deploy/test/*.sh; else echo "shellcheck is not here: scripts not checked"; fi

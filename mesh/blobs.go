@@ -91,7 +91,7 @@ const maxPlacing = 64
 // Blobs is the bytes of all machines. It satisfies the same interfaces as one
 // machine's Store, and its methods may be used concurrently.
 type Blobs struct {
-	id       string
+	id, zone string
 	local    Local
 	members  Membership
 	client   *http.Client
@@ -99,6 +99,7 @@ type Blobs struct {
 	log      *slog.Logger
 	stats    counters
 	placing  chan struct{} // a token for each blob being placed
+	silent   sync.Map      // node that gave no answer -> time of that; as many as there are members
 	crew     crew
 	buffers  *sync.Pool
 }
@@ -106,7 +107,7 @@ type Blobs struct {
 // NewBlobs returns the bytes of all machines as seen from this one.
 func NewBlobs(cfg BlobsConfig) *Blobs {
 	return &Blobs{
-		id: cfg.ID, local: cfg.Local, members: cfg.Members, client: cfg.Client,
+		id: cfg.ID, zone: cfg.Zone, local: cfg.Local, members: cfg.Members, client: cfg.Client,
 		patience: cfg.Patience.orDefaults(), log: cfg.Log,
 		placing: make(chan struct{}, maxPlacing),
 		buffers: &sync.Pool{New: func() any { return new([copyBuffer]byte) }},

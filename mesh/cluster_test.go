@@ -33,6 +33,7 @@ type cluster struct {
 	t     *testing.T
 	nodes []*peer
 	over  chan struct{} // closed at the end of the test
+	looks atomic.Int64  // calls of Down
 
 	mu       sync.Mutex
 	members  []ring.Node
@@ -49,7 +50,7 @@ type peer struct {
 	log   *logBuffer
 
 	mu     sync.Mutex
-	seen   []string // "METHOD path" of each request, with the status answered
+	seen   []string // "METHOD path status" of each answer
 	ids    []string // request ids seen
 	tamper func(w http.ResponseWriter, r *http.Request, next http.Handler)
 	lost   atomic.Bool // dialling it never ends
@@ -116,6 +117,7 @@ func (c *cluster) Ring() *ring.Ring {
 }
 
 func (c *cluster) Down(id string) bool {
+	c.looks.Add(1)
 	n, ok := c.Ring().Node(id)
 	return !ok || n.Down
 }
@@ -242,10 +244,7 @@ func (p *peer) holds(d digest.Digest) bool {
 // bytesOf returns n bytes that differ for each seed.
 func bytesOf(seed uint64, n int) []byte {
 	b := make([]byte, n)
-	r := rand.New(rand.NewPCG(seed, 1))
-	for i := range b {
-		b[i] = byte(r.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(b) // never fails
 	return b
 }
 

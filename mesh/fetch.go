@@ -24,6 +24,9 @@ const mayFill = "Flotilla-May-Fill"
 // at a time.
 const askedAtOnce = 8
 
+// avoidance is how long a node that gave no answer is asked last.
+const avoidance = 5 * time.Second
+
 // hunt finds the sources of one download, one after the other. It belongs to
 // the one goroutine that runs the download.
 type hunt struct {
@@ -83,7 +86,7 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 	r := h.b.members.Ring()
 	var likely, others, down []string
 	gateway := ""
-	for _, s := range r.Sources(h.digest, h.b.id) {
+	for _, s := range r.Sources(h.digest, h.b.id, h.b.zone) {
 		if h.tried[s.ID] {
 			continue
 		}
@@ -91,7 +94,7 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 			gateway = s.ID
 		}
 		switch {
-		case s.Down:
+		case s.Down || h.b.avoids(s.ID):
 			down = append(down, s.ID)
 		case len(likely) <= 2*r.Replicas():
 			likely = append(likely, s.ID)
@@ -240,8 +243,18 @@ func (b *Blobs) ask(ctx context.Context, method string, q question) (io.ReadClos
 		b.stats.denied.Add(1)
 	case ctx.Err() == nil:
 		b.stats.failed.Add(1)
+		if answered := (*oci.Error)(nil); !errors.As(err, &answered) {
+			b.silent.Store(q.node, time.Now())
+		}
 	}
 	return body, size, err
+}
+
+// avoids reports whether a node gave no answer just now. Gossip needs longer to
+// see that it is down, and an image is many blobs.
+func (b *Blobs) avoids(node string) bool {
+	at, ok := b.silent.Load(node)
+	return ok && time.Since(at.(time.Time)) < avoidance
 }
 
 func (b *Blobs) exchange(ctx context.Context, method string, q question) (io.ReadCloser, int64, error) {

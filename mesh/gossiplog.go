@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// quiet is how long a line of memberlist's is not repeated at a level that
-// people see: one misconfigured node elsewhere must not fill this one's log.
+// quiet is how long a line is not repeated at a level that people see: one
+// misconfigured node elsewhere must not fill this one's log.
 const quiet = 5 * time.Minute
 
 // libraryLog turns memberlist's lines into ours. It is called with memberlist's
@@ -18,13 +18,10 @@ const quiet = 5 * time.Minute
 type libraryLog struct {
 	*log.Logger
 	m *Members
-
-	mu   sync.Mutex
-	said map[string]time.Time
 }
 
 func newLibraryLog(m *Members) *libraryLog {
-	l := &libraryLog{m: m, said: map[string]time.Time{}}
+	l := &libraryLog{m: m}
 	l.Logger = log.New(l, "", 0)
 	return l
 }
@@ -52,7 +49,7 @@ func (l *libraryLog) Write(b []byte) (int, error) {
 	if strings.HasPrefix(text, "Refuting ") || strings.HasPrefix(text, "Conflicting address ") {
 		level = slog.LevelDebug
 	}
-	if level > slog.LevelDebug && !l.first(kind(text)) {
+	if level > slog.LevelDebug && !l.m.rare.first(kind(text)) {
 		level = slog.LevelDebug
 	}
 	l.m.log.Log(context.Background(), level, "gossip: "+text)
@@ -77,26 +74,35 @@ func (l *libraryLog) udp(id string) {
 		other, address = e.Name, e.Gossip
 	}
 	l.m.mu.Unlock()
-	if l.first("udp " + id) {
+	if l.m.rare.first("udp " + id) {
 		l.m.log.Warn("UDP between "+self+" and "+other+" seems blocked: TCP works, so the mesh does, but failures are noticed late and wrongly; open the gossip port for UDP both ways",
 			"node", other, "address", address)
 	}
 }
 
+// rarely remembers what was said lately. The zero value is ready.
+type rarely struct {
+	mu   sync.Mutex
+	said map[string]time.Time
+}
+
 // first reports whether what was not said for a while, and remembers it.
-func (l *libraryLog) first(what string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (r *rarely) first(what string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := time.Now()
-	if last, ok := l.said[what]; ok && now.Sub(last) < quiet {
-		return false
-	}
-	for k, at := range l.said {
+	for k, at := range r.said {
 		if now.Sub(at) >= quiet {
-			delete(l.said, k)
+			delete(r.said, k)
 		}
 	}
-	l.said[what] = now
+	if _, lately := r.said[what]; lately {
+		return false
+	}
+	if r.said == nil {
+		r.said = map[string]time.Time{}
+	}
+	r.said[what] = now
 	return true
 }
 

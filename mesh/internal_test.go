@@ -3,10 +3,16 @@ package mesh
 import (
 	"bytes"
 	"log/slog"
+	"net/http"
+	"net/url"
+	"path"
 	"strings"
 	"testing"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh/ring"
 )
 
 func FuzzParseMeta(f *testing.F) {
@@ -32,6 +38,59 @@ func FuzzParseMeta(f *testing.F) {
 			if back, err := parseMeta(again); err != nil || back != m {
 				t.Fatalf("%+v came back as %+v, %v", m, back, err)
 			}
+		}
+	})
+}
+
+func FuzzParseRange(f *testing.F) {
+	for _, s := range []string{"", "bytes=0-", "bytes=17-", "bytes=-1", "bytes=1-2", "bytes=99999999999999999999-", "x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		off, err := parseRange(s)
+		if err == nil && (off < 0 || off > 0 && !strings.HasPrefix(s, "bytes=")) {
+			t.Fatalf("%q is offset %d", s, off)
+		}
+	})
+}
+
+func FuzzBlobSize(f *testing.F) {
+	f.Add(206, "bytes 5-9/10", int64(5), int64(5))
+	f.Add(206, "bytes 5-9/*", int64(-1), int64(5))
+	f.Add(200, "", int64(10), int64(0))
+	f.Fuzz(func(t *testing.T, status int, contentRange string, length, off int64) {
+		if off < 0 {
+			return
+		}
+		resp := &http.Response{StatusCode: status, ContentLength: length, Header: http.Header{"Content-Range": {contentRange}}}
+		size, err := blobSize(resp, off)
+		if err == nil && (size < 0 || off > 0 && size <= off) {
+			t.Fatalf("%q from %d on is of a blob of %d bytes", contentRange, off, size)
+		}
+	})
+}
+
+type oneMember struct{ id string }
+
+func (m oneMember) Ring() *ring.Ring { return ring.New([]ring.Node{{ID: m.id}}, 1) }
+func (oneMember) Down(string) bool   { return false }
+
+// FuzzUploadID: what a client writes as an id never becomes a host or a path
+// but those of a member's uploads.
+func FuzzUploadID(f *testing.F) {
+	const member = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
+	for _, s := range []string{"", ".", "..", "a." + member, "../../x." + member, "a.b." + member, member, "a." + member + "/", "%2e." + member, "a.localhost"} {
+		f.Add(s)
+	}
+	b := &Blobs{id: "here", members: oneMember{member}}
+	f.Fuzz(func(t *testing.T, id string) {
+		h, err := b.homeOf(oci.Upload{ID: id})
+		if err != nil {
+			return
+		}
+		u, err := url.Parse("https://" + h.node + "/uploads/" + url.PathEscape(h.ID))
+		if err != nil || !h.here && u.Host != member || path.Dir(path.Clean(u.Path)) != "/uploads" {
+			t.Fatalf("%q leads to %v, %v", id, u, err)
 		}
 	})
 }

@@ -93,6 +93,7 @@ type Members struct {
 	list   *memberlist.Memberlist
 	net    *transport
 	ring   atomic.Pointer[ring.Ring]
+	rare   rarely
 
 	// mu is taken inside memberlist's callbacks, which hold its locks: whoever
 	// holds mu calls nothing of memberlist.

@@ -117,7 +117,7 @@ func (p *placement) makeCopy(ctx context.Context) bool {
 			return true
 		}
 		p.b.stats.placeFailed.Add(1)
-		p.b.log.Warn("a copy could not be placed", "node", n.ID, "digest", p.digest, "err", err, "request", oci.RequestID(ctx))
+		p.b.log.Debug("a copy could not be placed", "node", n.ID, "digest", p.digest, "err", err, "request", oci.RequestID(ctx))
 	}
 }
 

@@ -129,14 +129,13 @@ func (m *Members) explain(addr string, err error) error {
 func (m *Members) rejoin(ctx context.Context) {
 	tick := time.NewTicker(m.timing.Rejoin)
 	defer tick.Stop()
-	said := newLibraryLog(m)
 	for {
 		if lost := m.lost(); len(lost) > 0 {
 			n, err := m.Join(ctx, lost)
 			switch {
 			case n > 0:
 				m.log.Debug("found lost members again", "answered", n)
-			case (errors.Is(err, ErrSecret) || errors.Is(err, ErrOtherMesh)) && said.first("rejoin"):
+			case (errors.Is(err, ErrSecret) || errors.Is(err, ErrOtherMesh)) && m.rare.first("rejoin"):
 				m.log.Warn("cannot rejoin the members known from before", "err", err)
 			case ctx.Err() == nil:
 				m.log.Debug("lost members do not answer", "err", err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -165,11 +166,11 @@ func TestClientVanishes(t *testing.T) {
 	if _, err := w.Write(content[size : size+1]); err != nil {
 		t.Fatal(err)
 	}
-	cancel()
+	cancel() // as the server does when the connection breaks: both end
+	_ = w.CloseWithError(io.ErrUnexpectedEOF)
 	if err := <-result; !errors.Is(err, oci.ErrUploadInvalid) {
 		t.Fatalf("error %v", err)
 	}
-	_ = w.Close()
 	size = settled(t, entry, u)
 	if got, err := entry.blobs.Finish(t.Context(), u, size, bytes.NewReader(content[size:]), d); err != nil || got != 200_000 {
 		t.Fatalf("size %d, %v", got, err)
@@ -263,12 +264,60 @@ func TestSlowHomeIsWaitedFor(t *testing.T) {
 		home.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			if r.Method == http.MethodPut {
 				_, _ = io.Copy(io.Discard, r.Body)
-				<-time.After(200 * time.Millisecond) // the work itself, no wait for anything
+				before := c.looks.Load()
+				until(t, "the entry node looks for the home several times", func() bool { return c.looks.Load() > before+5 })
 			}
 			next.ServeHTTP(w, r)
 		})
 		if _, err := entry.blobs.Finish(t.Context(), u, -1, body, digest.FromString("")); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestKeptConnectionsBreak: a connection that the transport kept is gone by
+// the next request, which is no reason to fail a client.
+func TestKeptConnectionsBreak(t *testing.T) {
+	c := newCluster(t, option{replicas: 2}, "a", "a")
+	home, entry := c.nodes[0], c.nodes[1]
+	u := start(t, home)
+	content := bytesOf(1, 1000)
+	for i := range 20 {
+		if size, err := entry.blobs.Append(t.Context(), u, -1, bytes.NewReader(content[50*i:50*i+50])); err != nil || size != int64(50*i+50) {
+			t.Fatalf("size %d, %v", size, err)
+		}
+		home.srv.CloseClientConnections()
+	}
+	for i := range uint64(5) {
+		if err := entry.push(t.Context(), bytesOf(i, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		home.srv.CloseClientConnections()
+	}
+}
+
+// TestHalfSentIsNotRepeated: when a kept connection breaks with part of a chunk
+// sent, the rest alone must not be sent as if it were the whole.
+func TestHalfSentIsNotRepeated(t *testing.T) {
+	c := newCluster(t, option{replicas: 1}, "a", "a")
+	home, entry := c.nodes[0], c.nodes[1]
+	u := start(t, home)
+	if _, err := entry.blobs.Size(t.Context(), u); err != nil { // opens the connection
+		t.Fatal(err)
+	}
+	var times atomic.Int64
+	home.setTamper(func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		times.Add(1)
+		_, _ = io.ReadFull(r.Body, make([]byte, 10))
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = conn.Close()
+	})
+	_, err := entry.blobs.Append(t.Context(), u, 0, bytes.NewReader(bytesOf(1, 1000)))
+	if !errors.Is(err, oci.ErrUnavailable) || times.Load() != 1 {
+		t.Errorf("error %v after %d requests", err, times.Load())
 	}
 }

@@ -71,7 +71,8 @@ type outgoing struct {
 	timer  *time.Timer
 
 	mu    sync.Mutex
-	begun bool      // something was read
+	begun bool      // something was read, or is being read
+	busy  bool      // r is being read
 	sent  time.Time // when the peer had been sent everything
 	over  bool      // the request has its answer
 	n     int64
@@ -99,7 +100,7 @@ func (o *outgoing) expire() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case o.over:
+	case o.over || o.busy:
 	case o.sent.IsZero():
 		o.cancel(errNoTaker)
 	case o.limits.down():
@@ -118,7 +119,7 @@ func (o *outgoing) Read(p []byte) (int, error) {
 		o.mu.Unlock()
 		return 0, http.ErrBodyReadAfterClose
 	}
-	o.begun = true
+	o.begun, o.busy = true, true
 	o.timer.Stop()
 	o.mu.Unlock()
 
@@ -126,6 +127,7 @@ func (o *outgoing) Read(p []byte) (int, error) {
 
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.busy = false
 	o.n += int64(n)
 	if err != nil && err != io.EOF {
 		o.err = err

@@ -37,8 +37,9 @@ type Config struct {
 	// OnMembers is told the members and settings after each change, from one
 	// goroutine, and once before Open returns. It must not call the Catalog.
 	OnMembers func([]Member, Cluster)
-	// Fatal is called at most once, when the disk hangs or fails a sync:
-	// the process must end.
+	// Fatal is called at most once, when the disk hangs or fails a sync, or
+	// the log holds what this version does not know: the process must end. It
+	// must not call the Catalog, whose Close may wait for that disk.
 	Fatal func(error)
 
 	TagReads TagReads // "" is Linearizable

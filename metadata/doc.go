@@ -3,25 +3,26 @@
 //
 // # Two halves
 //
-// The Catalog (catalog.go) is what the rest of the program sees. It proposes
-// commands, wherever it runs, to whoever leads (propose.go, writes.go), and
-// answers reads from local state: at once where the answer cannot change, else
-// after a proof that the state is current (reads.go, readindex.go). It also
-// keeps the set of voters right (voters.go) and answers other nodes (peer.go).
+// The Catalog (catalog.go, open.go) is what the rest of the program sees. It
+// proposes commands, wherever it runs, to whoever leads (writes.go,
+// propose.go), and answers reads from local state: at once where the answer
+// cannot change, else after a proof that the state is current (reads.go,
+// readindex.go). It also keeps the set of voters right (voters.go) and answers
+// other nodes (peer.go, streams.go).
 //
 // The state (state.go) is what the log has come to: a pebble database that
 // every node has a replica of. An entry is a protobuf Command (wire). What it
-// does is decided in apply.go and rules.go from the log alone: no clock, no
+// does is decided in apply.go and the rules from the log alone: no clock, no
 // disk, no order of a map, so that replicas never differ. keys.go is the table
 // of what is stored where, record.go how values are written, query.go how they
 // are read.
 //
 // # Durability
 //
-// Raft's log (raftlog.go, logstore.go) is synced before an entry is
-// acknowledged. The state is not: it says how far it has come, in the same
-// write, and after a crash the log fills in the rest. Before raft drops old
-// entries, a snapshot syncs the state (snapstore.go): a checkpoint by hard
+// Raft's log (logstore.go) is synced before an entry is acknowledged. The
+// state is not: it says how far it has come, in the same write, and after a
+// crash the log fills in the rest. Before raft drops old entries, the state is
+// synced. A snapshot (snapstore.go, snapsink.go) is a checkpoint by hard
 // links, which becomes a stream of our own records (stream.go) only when
 // another node needs one. Restore (snapshot.go, folder.go) builds a new
 // database beside the old and switches by one small file.

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,15 +22,11 @@ const (
 	dbPrefix    = "db-"
 )
 
-// current returns the name of the database's folder: the first one's where
-// there is none yet.
+// current returns the name of the database's folder, "" where there is none.
 func (s *state) current() (string, error) {
 	b, err := os.ReadFile(filepath.Join(s.dir, currentFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		// What a first start may have left behind holds nothing: entries
-		// are applied only once the file is there.
-		s.sweep()
-		return dbName(1), nil
+		return "", nil
 	}
 	if err != nil {
 		return "", err
@@ -113,7 +110,9 @@ type pebbleLog struct {
 }
 
 func (l pebbleLog) Infof(format string, args ...any) {
-	l.log.Debug(fmt.Sprintf(format, args...), "from", "pebble")
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		l.log.Debug(fmt.Sprintf(format, args...), "from", "pebble")
+	}
 }
 
 func (l pebbleLog) Errorf(format string, args ...any) {

@@ -296,6 +296,42 @@ func (s *logStore) newest(limit int) (n uint64, all bool) {
 	return n, true
 }
 
+// boundLog keeps the log's bytes in bounds, where raft counts entries: beyond
+// them it lets raft take a snapshot that keeps the newest half.
+func (c *Catalog) boundLog(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.logs.grown:
+		}
+		if _, all := c.logs.newest(c.bounds.bytes); all {
+			continue
+		}
+		half, _ := c.logs.newest(c.bounds.bytes / 2)
+		if err := c.shorten(ctx, half); err != nil {
+			c.log.Info("the raft log is not shortened yet", "error", err)
+			select { // such as: a change of raft's configuration is under way
+			case <-ctx.Done():
+				return
+			case <-time.After(5 * time.Second):
+				wake(c.logs.grown)
+			}
+		}
+	}
+}
+
+func (c *Catalog) shorten(ctx context.Context, keep uint64) error {
+	conf := c.raft.ReloadableConfig()
+	conf.TrailingLogs = min(keep, c.bounds.trailing)
+	if err := c.raft.ReloadConfig(conf); err != nil {
+		return err
+	}
+	err := c.await(ctx, func() raft.Future { return c.raft.Snapshot() })
+	conf.TrailingLogs = c.bounds.trailing
+	return errors.Join(err, c.raft.ReloadConfig(conf))
+}
+
 // wake puts a token into c, a channel of capacity 1, if none is there.
 func wake(c chan struct{}) {
 	select {

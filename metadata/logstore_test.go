@@ -35,7 +35,7 @@ func (b *badDisk) StoreLogs(logs []*raft.Log) error {
 
 func testLogStore(t *testing.T) (*logStore, *badDisk, chan error) {
 	died := make(chan error, 2)
-	s, err := openLog(t.TempDir(), raftLog{log: testLog()}, bounds{bytes: 16 << 20, segment: 1 << 20}, func(err error) { died <- err })
+	s, err := openLog(t.TempDir(), newRaftLog(testLog()), bounds{bytes: 16 << 20, segment: 1 << 20}, func(err error) { died <- err })
 	must(t, err)
 	t.Cleanup(func() { s.Close() })
 	disk := &badDisk{walStore: s.walStore}

@@ -251,30 +251,6 @@ func (m *model) agreeMembers(t *rapid.T, s *state) {
 	}
 }
 
-// pages reads a list whole and in pages of every size.
-func pages(t *rapid.T, want []string, read func(Page) ([]string, bool, error)) {
-	for n := -1; n <= len(want)+1; n++ {
-		if n == 0 {
-			continue
-		}
-		var got []string
-		for more := true; more; {
-			p := Page{N: n}
-			if len(got) > 0 {
-				p.Last = got[len(got)-1]
-			}
-			items, again, err := read(p)
-			if err != nil || n > 0 && len(items) > n || again && len(items) == 0 {
-				t.Fatalf("page %+v: %v %v %v", p, items, again, err)
-			}
-			got, more = append(got, items...), again
-		}
-		if !slices.Equal(got, want) {
-			t.Fatalf("by %d: %v, want %v", n, got, want)
-		}
-	}
-}
-
 var (
 	modelRepos     = []string{"a", "a/b", "a-b"} // whose order depends on what ends a name
 	modelBlobs     = []string{"b0", "b1", "b2", "b3"}
@@ -363,7 +339,7 @@ func TestModel(t *testing.T) {
 		if two.sum() != one.sum() {
 			rt.Error("other batches and restarts made another state")
 		}
-		if rapid.IntRange(0, 3).Draw(rt, "snapshot") > 0 {
+		if rapid.IntRange(0, 7).Draw(rt, "snapshot") > 0 {
 			return
 		}
 		two.carryTo(rt, three, log)
@@ -371,28 +347,6 @@ func TestModel(t *testing.T) {
 			rt.Error("a snapshot midway made another state")
 		}
 	})
-}
-
-// wipe makes r a new state.
-func (r *replica) wipe() {
-	r.t.Helper()
-	if err := r.db.DeleteRange([]byte{0}, []byte{0xff}, nil); err != nil {
-		r.t.Fatal(err)
-	}
-	l, err := load(r.db)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	r.adopt(l)
-}
-
-// restart makes r what the next process finds.
-func (r *replica) restart() {
-	r.t.Helper()
-	if err := r.close(); err != nil {
-		r.t.Fatal(err)
-	}
-	r.state = openReplica(r.t, r.dir).state
 }
 
 // inBatches applies log in random batches, restarting at times, after which
@@ -403,7 +357,7 @@ func (r *replica) inBatches(rt *rapid.T, log []*raft.Log) {
 		to := min(len(log), at+rapid.IntRange(1, 12).Draw(rt, "batch"))
 		r.ApplyBatch(log[at:to])
 		at = to
-		if rapid.IntRange(0, 19).Draw(rt, "restart") == 0 {
+		if rapid.IntRange(0, 59).Draw(rt, "restart") == 0 {
 			r.restart()
 			at = rapid.IntRange(0, at).Draw(rt, "again")
 		}
@@ -422,19 +376,4 @@ func (r *replica) carryTo(rt *rapid.T, other *replica, log []*raft.Log) {
 		rt.Fatal(err)
 	}
 	other.ApplyBatch(log)
-}
-
-// stream returns the state as it goes over the wire.
-func (r *replica) stream() []byte {
-	r.t.Helper()
-	e, err := newEncoder(r.db)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer e.Close()
-	b, err := io.ReadAll(e)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return b
 }

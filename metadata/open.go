@@ -133,7 +133,7 @@ func (c *Catalog) openStores(fatal func(error)) (*snapshotStore, error) {
 		return nil, fmt.Errorf("make raft folder: %w", err)
 	}
 	var err error
-	if c.logs, err = openLog(dir, raftLog{log: c.log}, c.bounds, fatal); err != nil {
+	if c.logs, err = openLog(dir, newRaftLog(c.log), c.bounds, fatal); err != nil {
 		return nil, err
 	}
 	if c.state, err = openState(filepath.Join(c.cfg.Dir, "state"), c.log, fatal); err != nil {
@@ -191,7 +191,7 @@ func (c *Catalog) raftConfig(log raftLog) *raft.Config {
 }
 
 func (c *Catalog) startRaft(snaps *snapshotStore) error {
-	log := raftLog{log: c.log}
+	log := newRaftLog(c.log)
 	conf := c.raftConfig(log)
 	restore, err := snaps.restoreAtStart()
 	if err != nil {
@@ -219,6 +219,7 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 		switch data := o.Data.(type) {
 		case raft.LeaderObservation:
 			c.leaders.told(string(data.LeaderID))
+			c.tellLeader(string(data.LeaderID))
 			wake(c.voting)
 		case raft.ResumedHeartbeatObservation:
 			c.nudge() // a member is back, and cannot know what is committed
@@ -226,6 +227,17 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 		return false
 	}))
 	return nil
+}
+
+func (c *Catalog) tellLeader(id string) {
+	switch id {
+	case "":
+		c.log.Info("the mesh has no leader that this node knows of")
+	case c.cfg.ID:
+		c.log.Info("this node leads the mesh")
+	default:
+		c.log.Info("another node leads the mesh", "leader", id)
+	}
 }
 
 func (c *Catalog) startTasks() {
@@ -318,42 +330,6 @@ func (c *Catalog) tellRoster(ctx context.Context) {
 			c.tellMembers()
 		}
 	}
-}
-
-// boundLog keeps the log's bytes in bounds, where raft counts entries: beyond
-// them it lets raft take a snapshot that keeps the newest half.
-func (c *Catalog) boundLog(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-c.logs.grown:
-		}
-		if _, all := c.logs.newest(c.bounds.bytes); all {
-			continue
-		}
-		half, _ := c.logs.newest(c.bounds.bytes / 2)
-		if err := c.shorten(ctx, half); err != nil {
-			c.log.Info("the raft log is not shortened yet", "error", err)
-			select { // such as: a change of raft's configuration is under way
-			case <-ctx.Done():
-				return
-			case <-time.After(5 * time.Second):
-				wake(c.logs.grown)
-			}
-		}
-	}
-}
-
-func (c *Catalog) shorten(ctx context.Context, keep uint64) error {
-	conf := c.raft.ReloadableConfig()
-	conf.TrailingLogs = min(keep, c.bounds.trailing)
-	if err := c.raft.ReloadConfig(conf); err != nil {
-		return err
-	}
-	err := c.await(ctx, func() raft.Future { return c.raft.Snapshot() })
-	conf.TrailingLogs = c.bounds.trailing
-	return errors.Join(err, c.raft.ReloadConfig(conf))
 }
 
 // Close ends this node's part and returns when nothing of it runs any more.

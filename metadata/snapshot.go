@@ -41,6 +41,9 @@ func (f *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 		return err
 	}
 	defer f.s.mu.RUnlock()
+	if have := f.s.applied(); have < f.applied {
+		return fmt.Errorf("the state went back to entry %d from %d", have, f.applied)
+	}
 	return own.checkpoint(db, f.applied)
 }
 
@@ -82,9 +85,14 @@ func (s *state) restore(stream io.Reader) error {
 	}
 	s.step("built")
 	if err := s.setCurrent(name); err != nil {
-		// Which of the two the file now names is not known.
-		s.fatal(fmt.Errorf("replace the state: %w", err))
-		return errors.Join(err, db.Close())
+		err = errors.Join(err, db.Close())
+		if still, unread := s.current(); unread != nil || still != s.name {
+			// Which of the two the next start finds is not known.
+			s.fatal(fmt.Errorf("replace the state: %w", err))
+			return err
+		}
+		s.discard(name)
+		return err
 	}
 	s.step("switched")
 	return s.swap(name, db, l)

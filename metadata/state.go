@@ -103,12 +103,19 @@ func (s *state) open() error {
 	if err != nil {
 		return err
 	}
+	first := name == ""
+	if first {
+		// What an earlier first start left behind holds nothing: entries are
+		// applied only once the file is there.
+		s.sweep()
+		name = dbName(1)
+	}
 	db, err := pebble.Open(filepath.Join(s.dir, name), s.options())
 	if err != nil {
 		return err
 	}
 	l, err := load(db)
-	if err == nil {
+	if err == nil && first {
 		err = s.setCurrent(name)
 	}
 	if err != nil {

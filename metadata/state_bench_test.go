@@ -69,6 +69,37 @@ func BenchmarkLink(b *testing.B) {
 	}
 }
 
+// BenchmarkRestore is what a follower does with a stream of 10,000 images, and
+// what it costs to make one.
+func BenchmarkRestore(b *testing.B) {
+	r := sparse(b)
+	for logs := pushes(b, 10_000); len(logs) > 0; logs = logs[min(64, len(logs)):] {
+		r.ApplyBatch(logs[:min(64, len(logs))])
+	}
+	stream := r.stream()
+	b.Run("make", func(b *testing.B) {
+		b.SetBytes(int64(len(stream)))
+		for range b.N {
+			r.stream()
+		}
+	})
+	b.Run("restore", func(b *testing.B) {
+		b.SetBytes(int64(len(stream)))
+		b.ReportAllocs()
+		for range b.N {
+			if err := r.restore(stream); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("checkpoint", func(b *testing.B) {
+		store := openStore(b, b.TempDir(), r)
+		for i := range b.N {
+			take(b, store, r, uint64(i+1))
+		}
+	})
+}
+
 // BenchmarkRead is what a pull by tag, and one by digest, asks of the state.
 func BenchmarkRead(b *testing.B) {
 	const images = 20_000

@@ -127,9 +127,9 @@ func again[T any](t *testing.T, b []byte, decode func([]byte) (T, error), encode
 // TestWireOrder: what is stored does not depend on how a proposer's protobuf
 // orders the annotations of a manifest.
 func TestWireOrder(t *testing.T) {
-	want := ""
+	want, r := "", newReplica(t)
 	for i := range 20 {
-		r := newReplica(t)
+		r.wipe()
 		b, err := proto.MarshalOptions{Deterministic: i%2 == 0}.Marshal(command(0, referring(imageOf("c", "x", nil), "m", "t")))
 		if err != nil {
 			t.Fatal(err)
@@ -140,6 +140,5 @@ func TestWireOrder(t *testing.T) {
 		} else {
 			want = got
 		}
-		r.close()
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -183,7 +184,9 @@ type decoder struct {
 	r     *bufio.Reader
 	sum   hash.Hash
 	count uint64
-	key   []byte
+	key   []byte // of the last record
+	ahead []byte // of the one being read
+	one   [1]byte
 	value bytes.Buffer
 }
 
@@ -231,7 +234,8 @@ func (d *decoder) length(most uint64) (uint64, error) {
 		if err != nil {
 			return 0, cutShort(err)
 		}
-		d.sum.Write([]byte{c})
+		d.one[0] = c
+		d.sum.Write(d.one[:])
 		n |= uint64(c&0x7f) << shift
 		if n > most {
 			break
@@ -268,8 +272,8 @@ func (d *decoder) next() (key, value []byte, err error) {
 	if n == 0 {
 		return nil, nil, d.end()
 	}
-	var buf [maxKey]byte
-	key = buf[:n]
+	d.ahead = slices.Grow(d.ahead[:0], int(n))[:n]
+	key = d.ahead
 	if err := d.full(key); err != nil {
 		return nil, nil, err
 	}
@@ -279,12 +283,12 @@ func (d *decoder) next() (key, value []byte, err error) {
 	if !knownKey(key) {
 		return nil, nil, fmt.Errorf("%w: a record of kind %#x", errStream, key[0])
 	}
-	d.key = append(d.key[:0], key...)
+	d.key, d.ahead = key, d.key
 	if err := d.text(maxValue); err != nil {
 		return nil, nil, err
 	}
 	d.count++
-	return d.key, d.value.Bytes(), nil
+	return key, d.value.Bytes(), nil
 }
 
 func knownKey(k []byte) bool {

@@ -21,16 +21,17 @@ const module = "github.com/flotilla-registry/flotilla"
 // homes says in which package alone a library may be used.
 var (
 	mayImport = map[string][]string{
-		"cmd/flotilla":  {"node", "api/oci"},
-		"cmd/balancer":  {},
-		"node":          {"api", "mesh", "metadata", "node/disk", "api/oci"},
-		"api":           {"metadata", "api/oci"},
-		"mesh":          {"mesh/ring", "api/oci"},
-		"metadata":      {"api/oci", "metadata/wire"},
-		"node/disk":     {"api/oci"},
-		"mesh/ring":     {},
-		"metadata/wire": {},
-		"api/oci":       {},
+		"cmd/flotilla":       {"node", "api/oci", "cmd/flotilla/bench"},
+		"cmd/flotilla/bench": {},
+		"cmd/balancer":       {},
+		"node":               {"api", "mesh", "metadata", "node/disk", "api/oci"},
+		"api":                {"metadata", "api/oci"},
+		"mesh":               {"mesh/ring", "api/oci"},
+		"metadata":           {"api/oci", "metadata/wire"},
+		"node/disk":          {"api/oci"},
+		"mesh/ring":          {},
+		"metadata/wire":      {},
+		"api/oci":            {},
 	}
 	homes = map[string][]string{
 		"github.com/hashicorp/memberlist":     {"mesh"},

@@ -73,17 +73,14 @@ func (p *parts) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(name, help string, v float64) { emit(prometheus.GaugeValue, name, help, v) }
 	p.names(count, gauge)
 	p.bytes(count, gauge)
+	p.transfers(count)
 }
 
 type figure func(name, help string, v float64)
 
 func (p *parts) names(count, gauge figure) {
 	raft := p.n.catalog.Status()
-	leads := 0.0
-	if raft.Leader == p.n.id() {
-		leads = 1
-	}
-	gauge("raft_leader", "1 where this node leads.", leads)
+	gauge("raft_leader", "1 where this node leads.", boolean(raft.Leader == p.n.id()))
 	gauge("raft_has_leader", "1 where this node knows a leader.", boolean(raft.Leader != ""))
 	gauge("raft_voters", "Voters in this node's configuration.", float64(len(raft.Voters)))
 	gauge("raft_replicas", "Non-voters in this node's configuration.", float64(len(raft.Replicas)))
@@ -92,7 +89,7 @@ func (p *parts) names(count, gauge figure) {
 	count("raft_commit_index", "Index of the last entry known to be committed.", float64(raft.Commit))
 	count("raft_applied_index", "Index of the last entry applied here.", float64(raft.Applied))
 	count("raft_proposals_total", "Entries that this node proposed as leader.", float64(raft.Proposals))
-	count("raft_read_rounds_total", "Rounds of the voters that this node held as leader to prove reads current.", float64(raft.ReadRounds))
+	count("raft_read_rounds_total", "Rounds that this node asked of the leader to prove its reads current; one serves every read that waits for it.", float64(raft.ReadRounds))
 	gauge("members", "Members of the mesh.", float64(len(p.n.catalog.Members())))
 	gauge("members_alive", "Members that gossip shows alive, this node included.", float64(len(p.n.members.Alive())))
 }
@@ -116,6 +113,25 @@ func (p *parts) bytes(count, gauge figure) {
 	count("fills_failed_total", "Downloads from peers that came to nothing.", float64(d.FillsFailed))
 	count("fill_sources_replaced_total", "Sources that died or fell silent in a download.", float64(d.SourcesReplaced))
 	count("fill_sources_lied_total", "Downloads whose bytes had another digest.", float64(d.SourcesLied))
+}
+
+func (p *parts) transfers(count figure) {
+	b := p.n.blobs.Stats()
+	count("peer_fetches_served_total", "Requests for a blob that a peer began to serve.", float64(b.FetchServed))
+	count("peer_fetches_denied_total", "Requests for a blob that a peer did not have.", float64(b.FetchDenied))
+	count("peer_fetches_failed_total", "Requests for a blob that no peer answered in time.", float64(b.FetchFailed))
+	count("peer_received_bytes_total", "Bytes of blobs fetched from peers.", float64(b.BytesFromPeers))
+	count("peer_sent_bytes_total", "Bytes of blobs sent to peers.", float64(b.BytesToPeers))
+	count("gateway_fetches_total", "Fetches that this zone's gateway served.", float64(b.GatewayServed))
+	count("gateway_fills_total", "Downloads begun here since a node of the zone asked.", float64(b.GatewayFills))
+	count("misses_unknown_total", "Misses proved: every member denied having the blob.", float64(b.MissUnknown))
+	count("misses_unavailable_total", "Misses that could not be proved.", float64(b.MissUnavailable))
+	count("passed_through_total", "Blobs served without a copy here, the disk being full.", float64(b.PassedThrough))
+	count("copies_placed_total", "Copies that peers made, or had already, of what was pushed here.", float64(b.CopiesPlaced))
+	count("copies_held_total", "Of these, copies that they had already.", float64(b.CopiesHeld))
+	count("copies_failed_total", "Attempts to place a copy that failed.", float64(b.CopiesFailed))
+	count("pushes_short_total", "Pushes refused since too few copies could be made durable.", float64(b.PlaceShort))
+	count("uploads_forwarded_total", "Upload requests passed on to the upload's home.", float64(b.UploadsForwarded))
 }
 
 func boolean(b bool) float64 {

@@ -314,12 +314,31 @@ func (n *Node) fail(err error) {
 // Wait returns when ctx has ended and the node has stopped, or with what made
 // it end by itself. One caller at a time.
 func (n *Node) Wait(ctx context.Context) error {
-	defer n.stopped()
 	select {
 	case <-ctx.Done():
+		n.stopped()
 		return nil
 	case err := <-n.fatal:
+		n.abandon()
 		return err
+	}
+}
+
+// lastGrace is what a node that cannot go on is given to stop in good order.
+const lastGrace = 5 * time.Second
+
+// abandon stops the node as far as that goes. A disk that hangs holds the
+// goroutines that wait for it for ever: the process ends with them.
+func (n *Node) abandon() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.stopped()
+	}()
+	select {
+	case <-done:
+	case <-time.After(lastGrace):
+		n.log.Error("the node does not stop in good order; ending all the same")
 	}
 }
 
@@ -367,7 +386,7 @@ func (n *Node) down() {
 	}
 	if n.members != nil {
 		if err := n.members.Leave(context.WithoutCancel(ctx)); err != nil {
-			n.log.Warn("no goodbye to the other members; they will find out", "error", err)
+			n.log.Info("no goodbye to the other members; they will find out", "error", err)
 		}
 	}
 	if n.blobs != nil {

@@ -218,7 +218,9 @@ func peerHandler(t *trust, members, door http.Handler, log *slog.Logger) http.Ha
 		}
 		id := r.Header.Get(requestHeader)
 		ctx := context.WithValue(oci.WithRequestID(r.Context(), id), identityKey{}, who)
-		log.Debug("peer request", "id", id, "from", who.ID, "method", r.Method, "path", r.URL.Path)
+		defer func(start time.Time) {
+			log.Log(ctx, peerLevel(r.URL.Path), "peer request", "request", id, "from", who.ID, "method", r.Method, "path", r.URL.Path, "took", time.Since(start))
+		}(time.Now())
 		switch {
 		case isDoor(r.URL.Path):
 			door.ServeHTTP(w, r.WithContext(ctx))
@@ -228,6 +230,16 @@ func peerHandler(t *trust, members, door http.Handler, log *slog.Logger) http.Ha
 			refuse(w, oci.ErrDenied.Because("%v", errNotMember))
 		}
 	})
+}
+
+// peerLevel keeps the questions that every read by tag and every write brings
+// with it out of a log that people read.
+func peerLevel(path string) slog.Level {
+	switch path {
+	case "/metadata/readindex", "/metadata/term", "/metadata/applied":
+		return slog.LevelDebug
+	}
+	return slog.LevelInfo
 }
 
 type identityKey struct{}

@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string) int {
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(serveCommand(), devCommand(), statusCommand(), versionCommand())
+	root.AddCommand(serveCommand(), devCommand(), statusCommand(), benchCommand(), versionCommand())
 	root.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return usageError{fmt.Errorf("unknown command %q; flotilla --help lists them", args[0])}
@@ -47,7 +47,9 @@ func run(ctx context.Context, args []string) int {
 	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	for _, c := range root.Commands() {
-		c.Args = noArguments
+		if c.Name() != "bench" {
+			c.Args = noArguments
+		}
 	}
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)

@@ -102,15 +102,14 @@ func (r *Ring) Gateway(d digest.Digest, zone string) []Node {
 	})
 }
 
-// Sources returns all nodes but self in the order in which self asks them for
-// d: its zone's gateway, unless that is self; the owners, those of its own zone
-// first; the next ranks; then those who own nothing. Whoever is down comes
-// after all others, in the same order.
-func (r *Ring) Sources(d digest.Digest, self string) []Source {
-	me, known := r.Node(self)
+// Sources returns all nodes but self, which is in zone, in the order in which
+// self asks them for d: its zone's gateway, unless that is self; the owners,
+// those of its own zone first; the next ranks; then those who own nothing.
+// Whoever is down comes after all others, in the same order.
+func (r *Ring) Sources(d digest.Digest, self, zone string) []Source {
 	sources := make([]Source, 0, len(r.nodes))
 	seen := map[string]bool{self: true}
-	add := func(gateway bool, nodes ...Node) {
+	add := func(gateway bool, nodes []Node) {
 		for _, n := range nodes {
 			if !seen[n.ID] {
 				seen[n.ID] = true
@@ -118,18 +117,29 @@ func (r *Ring) Sources(d digest.Digest, self string) []Source {
 			}
 		}
 	}
-	if known {
-		live := slices.DeleteFunc(r.Gateway(d, me.Zone), func(n Node) bool { return n.Down && n.ID != self })
-		add(true, live[0])
-	}
+	live := slices.DeleteFunc(r.Gateway(d, zone), func(n Node) bool { return n.Down && n.ID != self })
+	add(true, live[:min(1, len(live))])
 	ranked := r.Rank(d)
 	owners := slices.Clone(ranked[:min(r.replicas, len(ranked))])
-	slices.SortStableFunc(owners, func(a, b Node) int { return cmp.Compare(far(a, me), far(b, me)) })
-	add(false, owners...)
-	add(false, ranked...)
-	add(false, r.order(d, func(Node) uint32 { return 1 })...)
-	slices.SortStableFunc(sources, func(a, b Source) int { return cmp.Compare(down(a.Node), down(b.Node)) })
+	slices.SortStableFunc(owners, func(a, b Node) int {
+		return later(a.Zone != zone, b.Zone != zone)
+	})
+	add(false, owners)
+	add(false, ranked)
+	add(false, r.order(d, func(Node) uint32 { return 1 }))
+	slices.SortStableFunc(sources, func(a, b Source) int { return later(a.Down, b.Down) })
 	return sources
+}
+
+// later orders those of whom something is true behind those of whom it is not.
+func later(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
 }
 
 // spread moves the best node of another zone to the last owner's place when
@@ -200,18 +210,4 @@ func mix(x uint64) uint64 {
 func score(h uint64, weight uint32) float64 {
 	u := (float64(h>>11) + 0.5) / (1 << 53) // strictly between 0 and 1
 	return -math.Log(u) / float64(weight)
-}
-
-func far(n, from Node) int {
-	if n.Zone == from.Zone {
-		return 0
-	}
-	return 1
-}
-
-func down(n Node) int {
-	if n.Down {
-		return 1
-	}
-	return 0
 }

@@ -93,7 +93,7 @@ func TestRankLeavesOutWeightless(t *testing.T) {
 
 func TestEmptyAndOdd(t *testing.T) {
 	empty := New(nil, 0)
-	if len(empty.Rank("sha256:00")) != 0 || len(empty.Owners("")) != 0 || len(empty.Sources("x", "me")) != 0 {
+	if len(empty.Rank("sha256:00")) != 0 || len(empty.Owners("")) != 0 || len(empty.Sources("x", "me", "a")) != 0 {
 		t.Error("an empty ring named a node")
 	}
 	if empty.Replicas() != 1 {
@@ -115,7 +115,7 @@ func TestSources(t *testing.T) {
 		d := blob(i)
 		r := New(members, 3)
 		self := members[i%len(members)]
-		got := r.Sources(d, self.ID)
+		got := r.Sources(d, self.ID, self.Zone)
 		if len(got) != len(members)-1 {
 			t.Fatalf("%d sources, want everyone but self", len(got))
 		}
@@ -167,7 +167,7 @@ func TestSourcesWhenDown(t *testing.T) {
 		for j := range changed {
 			changed[j].Down = changed[j].ID == first.ID
 		}
-		got := New(changed, 3).Sources(d, self.ID)
+		got := New(changed, 3).Sources(d, self.ID, self.Zone)
 		if last := got[len(got)-1]; last.ID != first.ID || last.Gateway {
 			t.Fatalf("the node that is down is not asked last: %+v", got)
 		}
@@ -175,9 +175,11 @@ func TestSourcesWhenDown(t *testing.T) {
 			t.Fatalf("owners moved from %v to %v when a node went down", b, a)
 		}
 	}
-	unknown := New(members, 3).Sources(blob(1), "not a member")
-	if len(unknown) != len(members) || unknown[0].Gateway {
-		t.Errorf("a stranger has no gateway and asks everyone: %+v", unknown)
+	if got := New(members, 3).Sources(blob(1), "not a member yet", "b"); len(got) != len(members) || !got[0].Gateway || got[0].Zone != "b" {
+		t.Errorf("a newcomer asks its zone's gateway and everyone: %+v", got)
+	}
+	if got := New(members, 3).Sources(blob(1), "not a member yet", "new"); len(got) != len(members) || got[0].Gateway {
+		t.Errorf("a new zone has no gateway: %+v", got)
 	}
 }
 

@@ -207,8 +207,8 @@ func (u *uploads) expire(deadline time.Time) (old []*upload) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, up := range u.byID {
-		if !up.busy && up.used.Before(deadline) {
-			up.busy = true
+		if up.busy == nil && up.used.Before(deadline) {
+			up.busy = make(chan struct{})
 			old = append(old, up)
 		}
 	}

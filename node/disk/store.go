@@ -31,6 +31,7 @@ type Config struct {
 	MaxFills      int           // downloads at once; 0 means 1024
 	UploadTTL     time.Duration // how long an idle upload or a finished mark lives; 0 means a day
 	SourceSilence time.Duration // how long a source may send nothing; 0 means 5 s
+	SessionWait   time.Duration // how long a request waits for another on the same upload; 0 means 3 s
 
 	// Fatal, where set, is told the first failed sync, once, from within the
 	// write that met it: it must return soon and must not call the Store.
@@ -97,6 +98,7 @@ func Open(cfg Config) (*Store, error) {
 	s.cfg.MaxFills = orDefault(cfg.MaxFills, 1024)
 	s.cfg.UploadTTL = orDefault(cfg.UploadTTL, 24*time.Hour)
 	s.cfg.SourceSilence = orDefault(cfg.SourceSilence, 5*time.Second)
+	s.cfg.SessionWait = orDefault(cfg.SessionWait, 3*time.Second)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -30,7 +30,7 @@ type upload struct {
 	hash hash.Hash // of the first size bytes, nil: to be made from the file; owned by whom acquire gave the session
 
 	// Guarded by uploads.mu.
-	busy bool
+	busy chan struct{} // not nil while a request has the session, and closed when it is done
 	used time.Time
 	done digest.Digest // set, once, by the session's owner: finished as this blob; only a repeated Finish has an answer
 }
@@ -82,7 +82,7 @@ func (s *Store) start(repo string, alg digest.Algorithm) (*upload, error) {
 	if err := s.writable(0); err != nil {
 		return nil, err
 	}
-	up := &upload{id: randomID(), repo: repo, algorithm: alg, hash: h, busy: true}
+	up := &upload{id: randomID(), repo: repo, algorithm: alg, hash: h, busy: make(chan struct{})}
 	if err := s.ups.add(up, s.cfg.MaxUploads); err != nil {
 		return nil, err
 	}
@@ -106,29 +106,53 @@ func (u *uploads) add(up *upload, limit int) error {
 	return nil
 }
 
-// acquire takes the session u for one request. It never waits: two requests
-// that write to one upload are a client's mistake.
-func (s *Store) acquire(u oci.Upload) (*upload, error) {
+// acquire takes the session u for one request. Two requests that write to one
+// upload are a client's mistake, or the same client back before the end of its
+// broken connection was noticed here: the second waits a little for the first.
+func (s *Store) acquire(ctx context.Context, u oci.Upload) (*upload, error) {
 	if !isID(u.ID) {
 		return nil, oci.ErrUploadUnknown
 	}
+	late := time.NewTimer(s.cfg.SessionWait)
+	defer late.Stop()
+	for {
+		up, busy := s.take(u)
+		if busy == nil {
+			if up == nil {
+				return nil, oci.ErrUploadUnknown
+			}
+			return up, nil
+		}
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, oci.ErrUnavailable.Wrap(context.Cause(ctx))
+		case <-late.C:
+			return nil, oci.ErrUploadInvalid.Because("another request is writing to this upload")
+		}
+	}
+}
+
+// take returns the session u, now the caller's; or what tells when it may be.
+func (s *Store) take(u oci.Upload) (up *upload, busy <-chan struct{}) {
 	s.ups.mu.Lock()
 	defer s.ups.mu.Unlock()
-	up := s.ups.byID[u.ID]
+	up = s.ups.byID[u.ID]
 	if up == nil || up.repo != u.Repo {
-		return nil, oci.ErrUploadUnknown
+		return nil, nil
 	}
-	if up.busy {
-		return nil, oci.ErrUploadInvalid.Because("another request is writing to this upload")
+	if up.busy != nil {
+		return nil, up.busy
 	}
-	up.busy = true
+	up.busy = make(chan struct{})
 	return up, nil
 }
 
 func (s *Store) release(up *upload) {
 	s.ups.mu.Lock()
 	defer s.ups.mu.Unlock()
-	up.busy, up.used = false, time.Now()
+	close(up.busy)
+	up.busy, up.used = nil, time.Now()
 }
 
 // drop forgets the session and removes its files. Its request still releases
@@ -152,7 +176,7 @@ func (s *Store) uploadPath(up *upload) string { return s.uploadsDir + up.id }
 // zero for "at the end". It returns the size reached. Where r ends early, what
 // came stays and the client may go on from there.
 func (s *Store) Append(ctx context.Context, u oci.Upload, off int64, r io.Reader) (int64, error) {
-	up, err := s.acquire(u)
+	up, err := s.acquire(ctx, u)
 	if err != nil {
 		return 0, fmt.Errorf("append to upload: %w", err)
 	}
@@ -272,7 +296,7 @@ func (s *Store) finish(ctx context.Context, u oci.Upload, off int64, r io.Reader
 	if _, err := s.path(d); err != nil {
 		return 0, err
 	}
-	up, err := s.acquire(u)
+	up, err := s.acquire(ctx, u)
 	if err != nil {
 		return 0, err
 	}
@@ -328,8 +352,8 @@ func (s *Store) mark(up *upload, d digest.Digest) {
 }
 
 // Cancel gives an open upload up.
-func (s *Store) Cancel(_ context.Context, u oci.Upload) error {
-	up, err := s.acquire(u)
+func (s *Store) Cancel(ctx context.Context, u oci.Upload) error {
+	up, err := s.acquire(ctx, u)
 	if err != nil {
 		return fmt.Errorf("cancel upload: %w", err)
 	}

@@ -7,33 +7,58 @@ import (
 	"log"
 	"log/slog"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
 
-// raftLog gives raft and its log store, which know hclog only, the node's logger.
+// raftLog gives raft and its log store, which know hclog only, the node's
+// logger. Raft tells its life to those who debug raft, and a dead member with
+// each of many attempts: what it calls an error is a warning here, once in a
+// while, and all else is for debugging. Who leads is told in our own words.
 type raftLog struct {
-	log  *slog.Logger
-	name string
-	args []any
+	log   *slog.Logger
+	name  string
+	args  []any
+	again *repeats
+}
+
+// repeats remembers when each message was last let through. Raft's messages are
+// constants, so there are few.
+type repeats struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+const repeatAfter = 15 * time.Second
+
+func newRaftLog(log *slog.Logger) raftLog {
+	return raftLog{log: log, again: &repeats{last: make(map[string]time.Time)}}
+}
+
+// due reports whether msg may be told, and counts it as told.
+func (a *repeats) due(msg string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	if now.Sub(a.last[msg]) < repeatAfter {
+		return false
+	}
+	a.last[msg] = now
+	return true
 }
 
 func level(l hclog.Level) slog.Level {
-	switch l {
-	case hclog.Error:
-		return slog.LevelError
-	case hclog.Warn:
+	if l == hclog.Error {
 		return slog.LevelWarn
-	case hclog.Info:
-		return slog.LevelInfo
-	default:
-		return slog.LevelDebug
 	}
+	return slog.LevelDebug
 }
 
 func (l raftLog) Log(lv hclog.Level, msg string, args ...any) {
 	ctx := context.Background()
-	if !l.log.Enabled(ctx, level(lv)) {
+	if !l.log.Enabled(ctx, level(lv)) || lv == hclog.Error && !l.again.due(msg) {
 		return
 	}
 	plain := make([]any, len(args))
@@ -66,12 +91,14 @@ func (l raftLog) ImpliedArgs() []any { return l.args }
 func (l raftLog) Name() string       { return l.name }
 
 func (l raftLog) With(args ...any) hclog.Logger {
-	return raftLog{l.log.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...)}
+	return raftLog{l.log.With(args...), l.name, append(l.args[:len(l.args):len(l.args)], args...), l.again}
 }
 func (l raftLog) Named(name string) hclog.Logger {
 	return l.ResetNamed(strings.TrimPrefix(l.name+"."+name, "."))
 }
-func (l raftLog) ResetNamed(name string) hclog.Logger { return raftLog{l.log, name, l.args} }
+func (l raftLog) ResetNamed(name string) hclog.Logger {
+	return raftLog{l.log, name, l.args, l.again}
+}
 
 // The node's logger decides about levels.
 func (l raftLog) SetLevel(hclog.Level)  {}

@@ -1,0 +1,260 @@
+package metadata
+
+import (
+	"slices"
+
+	"github.com/flotilla-registry/flotilla/metadata/wire"
+)
+
+// manifest stores a manifest, what it names, and its tags.
+func (t *tx) manifest(op *wire.Manifest) (decision, error) {
+	d, n, v := checkManifest(op)
+	if v != done {
+		return decision{verdict: v}, nil
+	}
+	missing, err := t.missing(op)
+	if err != nil {
+		return decision{}, err
+	}
+	if len(missing) > 0 {
+		return decision{verdict: blobsMissing, missing: missing}, nil
+	}
+	m := manifestRecord{
+		pushed: t.at.now, size: op.Size, mediaType: op.MediaType,
+		names: n.encode(), inline: op.Body != nil, body: op.Body,
+	}
+	old, err := t.replace(op.Repo, d, &m, n)
+	if err != nil {
+		return decision{}, err
+	}
+	if err := t.name(op, d, n); err != nil {
+		return decision{}, err
+	}
+	if err := t.unname(op.Repo, d, old, n); err != nil {
+		return decision{}, err
+	}
+	if err := t.b.Set(repoKey(op.Repo, kindManifest, string(d)), m.encode(), nil); err != nil {
+		return decision{}, err
+	}
+	for _, tag := range op.Tags {
+		if err := t.setTag(op.Repo, tag, d); err != nil {
+			return decision{}, err
+		}
+	}
+	return decision{}, nil
+}
+
+// checkManifest decides what needs no look at the state.
+func checkManifest(op *wire.Manifest) (d sum, n naming, v verdict) {
+	if !validName(op.Repo, maxRepo) {
+		return d, n, badName
+	}
+	for _, tag := range op.Tags {
+		if !validName(tag, maxTag) {
+			return d, n, badTag
+		}
+	}
+	if op.Size < 0 {
+		return d, n, badSize
+	}
+	d, ok := parseSum(op.Digest)
+	if op.Subject != "" && ok {
+		n.subject, ok = parseSum(op.Subject)
+	}
+	for _, list := range [][]string{op.Blobs, op.Children} {
+		for i := 0; i < len(list) && ok; i++ {
+			var ref sum
+			ref, ok = parseSum(list[i])
+			n.refs = append(n.refs, ref)
+		}
+	}
+	if !ok {
+		return d, n, badDigest
+	}
+	slices.Sort(n.refs)
+	n.refs = slices.Compact(n.refs)
+	return d, n, done
+}
+
+// missing returns the first blobs that the manifest needs and its repository
+// does not link. Children of an index may be absent.
+func (t *tx) missing(op *wire.Manifest) (missing []sum, err error) {
+	if t.cluster.AllowSparse {
+		return nil, nil
+	}
+	for _, b := range op.Blobs {
+		d, _ := parseSum(b)
+		linked, err := get(t.b, repoKey(op.Repo, kindLink, string(d)), nil)
+		if err != nil {
+			return nil, err
+		}
+		if !linked && len(missing) < maxMissing && !slices.Contains(missing, d) {
+			missing = append(missing, d)
+		}
+	}
+	return missing, nil
+}
+
+// replace completes m from the manifest that is stored under its digest, if
+// there is one: the same bytes put again, so that their first push and their
+// body stand. It returns what that one named: under another media type the
+// same bytes may name other things.
+func (t *tx) replace(repo string, d sum, m *manifestRecord, n naming) (old naming, err error) {
+	_, err = get(t.b, repoKey(repo, kindManifest, string(d)), func(v []byte) error {
+		prev, err := decodeManifest(v)
+		if err != nil {
+			return err
+		}
+		m.pushed = prev.pushed
+		if !m.inline && prev.inline {
+			m.inline, m.body = true, slices.Clone(prev.body)
+		}
+		old, err = decodeNaming(prev.names)
+		return err
+	})
+	return old, err
+}
+
+// name enters what a manifest names: its own bytes, blobs and children, and
+// the subject that it refers to.
+func (t *tx) name(op *wire.Manifest, d sum, n naming) error {
+	if n.subject != "" {
+		r := referrer{
+			artifactType: op.ArtifactType, mediaType: op.MediaType,
+			size: op.Size, annotations: op.Annotations,
+		}
+		key := repoKey(op.Repo, kindReferrer, string(n.subject), string(d))
+		if err := t.b.Set(key, r.encode(), nil); err != nil {
+			return err
+		}
+	}
+	if err := t.b.Set(namedBy(d, op.Repo, d), nil, nil); err != nil {
+		return err
+	}
+	for _, ref := range n.refs {
+		if err := t.b.Set(namedBy(ref, op.Repo, d), nil, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unname drops what a manifest named as old and does not name as n. Where it
+// was the last in its repository to use a blob, the link's age counts from now.
+func (t *tx) unname(repo string, d sum, old, n naming) error {
+	if old.subject != "" && old.subject != n.subject {
+		if err := t.delete(repoKey(repo, kindReferrer, string(old.subject), string(d))); err != nil {
+			return err
+		}
+	}
+	for _, ref := range old.refs {
+		if _, still := slices.BinarySearch(n.refs, ref); still || ref == d {
+			continue
+		}
+		if err := t.delete(namedBy(ref, repo, d)); err != nil {
+			return err
+		}
+		l, linked, err := t.getLink(repo, ref)
+		if err != nil {
+			return err
+		}
+		if !linked {
+			continue
+		}
+		used, err := hasPrefix(t.b, namedBy(ref, repo, ""))
+		if err != nil {
+			return err
+		}
+		if used {
+			continue
+		}
+		l.used = t.at.now
+		if err := t.setLink(repo, ref, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setTag makes tag name the manifest d.
+func (t *tx) setTag(repo, tag string, d sum) error {
+	old, had, err := t.getTag(repo, tag)
+	if err != nil || old == d {
+		return err
+	}
+	if had {
+		if err := t.delete(repoKey(repo, kindTagOf, string(old), tag)); err != nil {
+			return err
+		}
+	}
+	if err := t.b.Set(repoKey(repo, kindTag, tag), []byte(d), nil); err != nil {
+		return err
+	}
+	return t.b.Set(repoKey(repo, kindTagOf, string(d), tag), nil, nil)
+}
+
+func (t *tx) getTag(repo, tag string) (d sum, ok bool, err error) {
+	ok, err = get(t.b, repoKey(repo, kindTag, tag), func(v []byte) error {
+		d = sum(v)
+		return nil
+	})
+	return d, ok, err
+}
+
+// untag drops a tag; the manifest stays.
+func (t *tx) untag(op *wire.Untag) (decision, error) {
+	if !validName(op.Repo, maxRepo) {
+		return decision{verdict: badName}, nil
+	}
+	if !validName(op.Tag, maxTag) {
+		return decision{verdict: badTag}, nil
+	}
+	d, ok, err := t.getTag(op.Repo, op.Tag)
+	if err != nil {
+		return decision{}, err
+	}
+	if !ok {
+		return decision{verdict: noManifest}, nil
+	}
+	return decision{}, t.delete(repoKey(op.Repo, kindTag, op.Tag), repoKey(op.Repo, kindTagOf, string(d), op.Tag))
+}
+
+// unmanifest drops a manifest from a repository with every tag on it.
+func (t *tx) unmanifest(op *wire.Unmanifest) (decision, error) {
+	if !validName(op.Repo, maxRepo) {
+		return decision{verdict: badName}, nil
+	}
+	d, ok := parseSum(op.Digest)
+	if !ok {
+		return decision{verdict: badDigest}, nil
+	}
+	var old naming
+	key := repoKey(op.Repo, kindManifest, string(d))
+	ok, err := get(t.b, key, func(v []byte) error {
+		m, err := decodeManifest(v)
+		if err == nil {
+			old, err = decodeNaming(m.names)
+		}
+		return err
+	})
+	if err != nil {
+		return decision{}, err
+	}
+	if !ok {
+		return decision{verdict: noManifest}, nil
+	}
+	gone := [][]byte{key, namedBy(d, op.Repo, d)}
+	err = scan(t.b, repoKey(op.Repo, kindTagOf, string(d)), func(tag, _ []byte) (bool, error) {
+		gone = append(gone,
+			repoKey(op.Repo, kindTag, string(tag)),
+			repoKey(op.Repo, kindTagOf, string(d), string(tag)))
+		return true, nil
+	})
+	if err != nil {
+		return decision{}, err
+	}
+	if err := t.delete(gone...); err != nil {
+		return decision{}, err
+	}
+	return decision{}, t.unname(op.Repo, d, old, naming{})
+}
