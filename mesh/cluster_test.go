@@ -61,7 +61,8 @@ type option struct {
 	replicas int
 	patience mesh.Patience
 	silence  time.Duration
-	full     []int // nodes whose disk is full
+	expect   time.Duration // how long "100 Continue" is waited for
+	full     []int         // nodes whose disk is full
 }
 
 // newCluster starts a node per zone named; a zone "-x" is x with weight 0.
@@ -88,6 +89,9 @@ func newCluster(t *testing.T, opt option, zones ...string) *cluster {
 			t.Fatal(err)
 		}
 		client := c.client()
+		if opt.expect > 0 {
+			client.Transport.(tagging).ExpectContinueTimeout = opt.expect
+		}
 		p.blobs = mesh.NewBlobs(mesh.BlobsConfig{
 			ID: p.id, Zone: c.members[i].Zone, Local: p.store, Members: c, Client: client,
 			Patience: opt.patience, Log: slog.New(slog.NewTextHandler(p.log, nil)),

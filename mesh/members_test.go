@@ -221,11 +221,15 @@ func TestOtherMeshIsNotAlive(t *testing.T) {
 // TestRestartAtNewAddress: killed, and back elsewhere before anyone noticed.
 func TestRestartAtNewAddress(t *testing.T) {
 	var said logBuffer
-	watched := memberConfig(t, 0)
-	watched.Timing.Rejoin = time.Hour // what heals is the notice of the claim, not the clock
+	patient := func(i int) mesh.Config { // what heals is the notice of the claim, not the clock
+		cfg := memberConfig(t, i)
+		cfg.Timing.Rejoin, cfg.Timing.PushPull = time.Hour, time.Hour
+		return cfg
+	}
+	watched := patient(0)
 	watched.Log = slog.New(slog.NewTextHandler(&said, nil))
-	a, c := startMember(t, watched), startMember(t, memberConfig(t, 2))
-	cfg := memberConfig(t, 1)
+	a, c := startMember(t, watched), startMember(t, patient(2))
+	cfg := patient(1)
 	b := startMember(t, cfg)
 	join(t, b, a)
 	join(t, c, a)

@@ -75,20 +75,23 @@ func TestPlace(t *testing.T) {
 // TestPlaceAgain: whoever has a blob marks it used and is sent nothing.
 func TestPlaceAgain(t *testing.T) {
 	c := newCluster(t, option{replicas: 3}, "a", "a", "a")
-	content := bytesOf(1, 500_000)
+	content := bytesOf(1, 1000)
 	d := digest.FromBytes(content)
 	for _, p := range c.nodes {
 		p.hold(t, content)
 	}
-	if err := c.nodes[0].push(t.Context(), content); err != nil {
-		t.Fatal(err)
+	const times = 70 // more than are placed at once
+	for range times {
+		if err := c.nodes[0].push(t.Context(), content); err != nil {
+			t.Fatal(err)
+		}
 	}
-	until(t, "both others said so", func() bool { return c.nodes[0].blobs.Stats().CopiesHeld == 2 })
-	if s := c.nodes[0].blobs.Stats(); s.BytesToPeers != 0 || s.CopiesPlaced != 2 {
+	until(t, "both others said so", func() bool { return c.nodes[0].blobs.Stats().CopiesHeld == 2*times })
+	if s := c.nodes[0].blobs.Stats(); s.BytesToPeers != 0 || s.CopiesPlaced != 2*times {
 		t.Errorf("stats %+v", s)
 	}
 	for _, p := range c.nodes[1:] {
-		if p.answers("PUT", d, 200) != 1 {
+		if p.answers("PUT", d, 200) != times {
 			t.Errorf("node %s took it again", p.id)
 		}
 	}

@@ -183,7 +183,7 @@ func (d *dialer) client(strict bool) *http.Client {
 				}
 				return d.dial(ctx, id, protoHTTP, strict)
 			},
-			MaxIdleConnsPerHost:   32,
+			MaxIdleConnsPerHost:   256, // a handshake costs more than a connection that waits
 			IdleConnTimeout:       90 * time.Second,
 			ExpectContinueTimeout: 5 * time.Second,
 			WriteBufferSize:       64 << 10,

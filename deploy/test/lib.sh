@@ -25,7 +25,9 @@ cleanup() {
   if [[ -n ${KEEP:-} ]]; then
     say "kept: $work" >&2
   else
-    rm -rf "$work"
+    # dockerd may leave its data folder mounted on itself.
+    awk -v at="$work/" 'index($2, at) == 1 { print $2 }' /proc/mounts | sort -r | xargs -r umount || true
+    rm -rf --one-file-system "$work" || say "left behind: $work" >&2
   fi
   exit "$status"
 }

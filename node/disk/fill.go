@@ -22,7 +22,7 @@ import (
 type Source = func(ctx context.Context, off int64) (body io.ReadCloser, size int64, err error)
 
 // holdBack is how much of a blob's end no reader sees until the whole is
-// verified and stored: nobody ever holds a complete blob of wrong bytes.
+// verified: nobody ever holds a complete blob of wrong bytes.
 const holdBack = 32 << 10
 
 // maxBarren is how often in a row a source may answer without sending a byte.
@@ -180,6 +180,7 @@ func (s *Store) download(ctx context.Context, f *fill, src Source) error {
 		s.stats.lied.Add(1)
 		return lied(f.digest)
 	}
+	f.verified() // readers need the bytes to be right, not to be durable here
 	return s.commit(w.file, f.digest)
 }
 

@@ -37,7 +37,7 @@ type fill struct {
 	file     *os.File // nil until ready
 	size     int64    // of the whole blob
 	written  int64
-	released int64 // bytes that readers may have: all but holdBack until stored
+	released int64 // bytes that readers may have: all but holdBack until verified
 	ended    bool
 	err      error // set, after ended: why there will be no more bytes
 	users    int   // run and the open readers
@@ -65,6 +65,14 @@ func (f *fill) advance(written int64) {
 		f.released = to
 		f.moved.Broadcast()
 	}
+}
+
+// verified releases the rest: all bytes are there and have the digest.
+func (f *fill) verified() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.released = f.size
+	f.moved.Broadcast()
 }
 
 // end tells the readers how the fill went. A failed one leaves nothing.

@@ -32,6 +32,9 @@ func TestFollowRanges(t *testing.T) {
 	s := newStore(t, Config{})
 	b, d := content(size)
 	w, src := pipeSource(size)
+	last, _, err := s.Fill(t.Context(), d, src)
+	must(t, err)
+	defer last.Close()
 	var wg sync.WaitGroup
 	for _, sp := range spans {
 		r, n, err := s.Fill(t.Context(), d, src)
@@ -56,11 +59,16 @@ func TestFollowRanges(t *testing.T) {
 		rest = rest[n:]
 	}
 	wg.Wait()
+	// Bytes are released once they are verified; the end is told once they
+	// are stored.
+	if _, err := io.Copy(io.Discard, last); err != nil {
+		t.Fatal(err)
+	}
 	wantBlob(t, s, d, b)
 }
 
 // Bytes are handed out as they come, all but the last of them; those only once
-// the blob is stored.
+// the blob is verified.
 func TestFollowSeesBytesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(t, Config{})
