@@ -268,12 +268,20 @@ func (s *Store) keep(up *upload, err error) error {
 	return err
 }
 
-// Size returns how many bytes of an open upload have arrived.
-func (s *Store) Size(_ context.Context, u oci.Upload) (int64, error) {
+// Size returns how many bytes of an open upload have arrived. Who asks usually
+// wants to go on from there, after a connection that broke: where a request
+// still writes, it is given the time that acquire gives it.
+func (s *Store) Size(ctx context.Context, u oci.Upload) (int64, error) {
+	up, err := s.acquire(ctx, u)
+	if err == nil {
+		s.release(up)
+	} else if !errors.Is(err, oci.ErrUploadInvalid) {
+		return 0, fmt.Errorf("ask for upload: %w", err)
+	}
 	s.ups.mu.Lock()
 	defer s.ups.mu.Unlock()
-	up := s.ups.byID[u.ID]
-	if up == nil || up.repo != u.Repo || up.done != "" {
+	up = s.ups.byID[u.ID]
+	if up == nil || up.done != "" {
 		return 0, fmt.Errorf("ask for upload: %w", oci.ErrUploadUnknown)
 	}
 	return up.size.Load(), nil
