@@ -6,7 +6,7 @@ SHELL       := /bin/bash
 GOTEST_TIMEOUT ?= 10m
 PLATFORMS      := linux/arm64 linux/arm darwin/arm64 windows/amd64
 
-.PHONY: help run build test lint conformance clients kill cross clean
+.PHONY: help run build test lint conformance clients kill bench cross clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,6 +40,9 @@ clients: ## push and pull with docker, podman, helm and others (as root on Debia
 
 kill: ## kill the node that a client talks to, 50 times (KILLS, KILL_SEED)
 	@deploy/test/kill.sh
+
+bench: ## measure every workload beside the reference registry (ROUNDS, BENCH_FLAGS)
+	@deploy/test/bench.sh
 
 cross: ## build for the other platforms
 	@for p in $(PLATFORMS); do \

@@ -55,6 +55,7 @@ type Config struct {
 	Uploads Uploads
 	Catalog *metadata.Catalog
 	Health  Health
+	Room    func() error              // ErrDiskFull while this node takes no pushes
 	Status  func(context.Context) any // what GET /flotilla/v1/status shows
 	Metrics http.Handler              // GET /metrics
 	Observe func(Served)              // told of each request once it is over
@@ -74,22 +75,24 @@ type Served struct {
 	Duration time.Duration
 }
 
-// server is the state shared by all handlers, none of which changes.
+// server is the state shared by all handlers.
 type server struct {
 	Config
+	large   chan struct{} // a token for each large manifest in memory
+	parsing chan struct{} // a token for each of them that is parsed
 }
 
 // New returns the handler of everything on the public port. It must be mounted
 // at the root of its http.Server, not under an http.ServeMux, which answers odd
 // paths with redirects.
 func New(cfg Config) (http.Handler, error) {
-	if cfg.Blobs == nil || cfg.Uploads == nil || cfg.Catalog == nil || cfg.Health == nil ||
+	if cfg.Blobs == nil || cfg.Uploads == nil || cfg.Catalog == nil || cfg.Health == nil || cfg.Room == nil ||
 		cfg.Status == nil || cfg.Metrics == nil || cfg.Observe == nil || cfg.Log == nil {
 		return nil, errors.New("api: incomplete Config")
 	}
 	if cfg.Idle <= 0 {
 		cfg.Idle = time.Minute
 	}
-	s := &server{cfg}
+	s := &server{Config: cfg, large: make(chan struct{}, maxLarge), parsing: make(chan struct{}, maxParsing)}
 	return s.routes(), nil
 }

@@ -56,7 +56,11 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	body, err := readManifest(r)
+	if err := s.Room(); err != nil { // names need room too, in the part of the disk that blobs leave them
+		return err
+	}
+	body, done, err := s.readManifest(r)
+	defer done()
 	if err != nil {
 		return err
 	}
@@ -66,7 +70,7 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
 			return oci.ErrDigestInvalid.Because("the manifest sent is %s", d)
 		}
 	}
-	m, err := oci.ParseManifest(r.Header.Get("Content-Type"), d, body)
+	m, err := s.parseManifest(r, d, body)
 	if err != nil {
 		return err
 	}
@@ -129,19 +133,56 @@ func deleted(w http.ResponseWriter, everywhere bool) {
 	w.WriteHeader(http.StatusAccepted)
 }
 
-// readManifest reads a body of at most oci.MaxManifest.
-func readManifest(r *http.Request) ([]byte, error) {
+const (
+	// smallManifest is what nearly all manifests fit in; any number of these
+	// may be on their way.
+	smallManifest = 256 << 10
+	// maxLarge is how many larger ones may be in memory at once, and
+	// maxParsing how many of them may be parsed, which takes many times their
+	// size for a moment.
+	maxLarge   = 64
+	maxParsing = 2
+)
+
+// parseManifest has large bodies wait for their turn.
+func (s *server) parseManifest(r *http.Request, d digest.Digest, body []byte) (oci.Manifest, error) {
+	if len(body) > smallManifest {
+		select {
+		case s.parsing <- struct{}{}:
+			defer func() { <-s.parsing }()
+		case <-r.Context().Done():
+			return oci.Manifest{}, context.Cause(r.Context())
+		}
+	}
+	return oci.ParseManifest(r.Header.Get("Content-Type"), d, body)
+}
+
+// readManifest reads a body of at most oci.MaxManifest. The caller calls done
+// when the body may be forgotten.
+func (s *server) readManifest(r *http.Request) (body []byte, done func(), err error) {
+	done = func() {}
 	if r.ContentLength > oci.MaxManifest {
-		return nil, oci.ErrManifestTooLarge
+		return nil, done, oci.ErrManifestTooLarge
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, oci.MaxManifest+1))
-	if err != nil {
-		return nil, oci.ErrSizeInvalid.Because("the body ended early").Wrap(err)
+	body, err = io.ReadAll(io.LimitReader(r.Body, smallManifest))
+	if err == nil && len(body) == smallManifest {
+		select {
+		case s.large <- struct{}{}:
+			done = func() { <-s.large }
+		default:
+			return nil, done, oci.ErrTooManyRequests.Because("too many large manifests at once")
+		}
+		var rest []byte
+		rest, err = io.ReadAll(io.LimitReader(r.Body, oci.MaxManifest-smallManifest+1))
+		body = append(body, rest...)
 	}
-	if len(body) > oci.MaxManifest {
-		return nil, oci.ErrManifestTooLarge
+	switch {
+	case err != nil:
+		err = oci.ErrSizeInvalid.Because("the body ended early").Wrap(err)
+	case len(body) > oci.MaxManifest:
+		err = oci.ErrManifestTooLarge
 	}
-	return body, nil
+	return body, done, err
 }
 
 // tagParameters returns the tags in r's query, each once.

@@ -66,7 +66,7 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 	}
 	n := &node{blobs: filepath.Join(dir, "bytes", "blobs"), log: new(lines)}
 	cfg := api.Config{
-		Node: "n1", Blobs: store, Uploads: store, Health: health{},
+		Node: "n1", Blobs: store, Uploads: store, Health: health{}, Room: func() error { return nil },
 		Status:  func(context.Context) any { return map[string]string{"leader": "n1"} },
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "up 1") }),
 		Observe: n.observe,

@@ -28,7 +28,8 @@ type Local interface {
 
 	// Fill joins the running download of d or starts one from src, which is
 	// called again with the offset reached whenever a body fails. The download
-	// outlives ctx, and whoever reads it.
+	// outlives ctx, and whoever reads it. When the whole turns out wrong, it
+	// calls Lied on each body that has that method and had a part in it.
 	Fill(ctx context.Context, d digest.Digest, src func(ctx context.Context, off int64) (io.ReadCloser, int64, error)) (io.ReadSeekCloser, int64, error)
 	// Follow returns a growing copy that has more than ahead bytes now.
 	Follow(d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool)
@@ -100,6 +101,7 @@ type Blobs struct {
 	stats    counters
 	placing  chan struct{} // a token for each blob being placed
 	silent   sync.Map      // node that gave no answer -> time of that; as many as there are members
+	distrust distrust
 	crew     crew
 	buffers  *sync.Pool
 }

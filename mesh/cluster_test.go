@@ -44,6 +44,7 @@ type cluster struct {
 // instead of breaking machines.
 type peer struct {
 	id    string
+	dir   string // of store
 	store *disk.Store
 	blobs *mesh.Blobs
 	srv   *httptest.Server
@@ -84,6 +85,7 @@ func newCluster(t *testing.T, opt option, zones ...string) *cluster {
 		if slices.Contains(opt.full, i) {
 			cfg.Reserve = 1 << 60
 		}
+		p.dir = cfg.Dir
 		var err error
 		if p.store, err = disk.Open(cfg); err != nil {
 			t.Fatal(err)

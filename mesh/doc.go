@@ -9,7 +9,8 @@
 // Blobs makes the disks of all members look like one. A hit is answered from
 // the local disk. A miss is fetched from the zone's gateway, the owners, the
 // next ranks, and at last from anyone (fetch.go), while it streams to the
-// client; it is reported absent only when every member denied having it. What
+// client; it is reported absent only when every member denied having it. Who
+// sent wrong bytes of a blob is asked for it last (distrust.go). What
 // is pushed lands on the local disk first and is then placed on its owners
 // (place.go). An upload lives at one node, its home, and the others pass
 // chunks on (uploads.go). PeerHandler answers other members (peer.go).

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,19 +38,21 @@ type hunt struct {
 	size     int64           // of the blob, -1 until a source said
 	tried    map[string]bool // in this round
 	denied   map[string]bool // who said that they lack it
+	vouched  map[string]bool // who sent bytes, or was first to say the size
+	odd      bool            // somebody has the blob in another size
 	reached  int64
 	deadline time.Time // for more than reached
 }
 
 func (b *Blobs) newHunt(d digest.Digest, client bool) *hunt {
-	return &hunt{b: b, digest: d, client: client, size: -1, tried: map[string]bool{}, denied: map[string]bool{}, reached: -1}
+	return &hunt{b: b, digest: d, client: client, size: -1, tried: map[string]bool{}, denied: map[string]bool{}, vouched: map[string]bool{}, reached: -1}
 }
 
 // next returns the bytes from off on of the next source that has more than
 // that, and the size of the whole blob. As long as no source has answered, one
 // round decides: the blob is proved absent, or unavailable. Once a response
-// has begun, rounds follow each other until one has an answer or there was no
-// progress for a long time.
+// has begun, rounds follow each other until one has an answer, or there was no
+// progress for a long time, or the only answers contradict its size.
 func (h *hunt) next(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
 	if h.size < 0 {
 		body, err := h.round(ctx, off)
@@ -66,6 +69,13 @@ func (h *hunt) next(ctx context.Context, off int64) (io.ReadCloser, int64, error
 		if err == nil {
 			return body, h.size, nil
 		}
+		if h.odd {
+			// After those who contradict, so that they are asked before.
+			for id := range h.vouched {
+				h.b.doubt(id, h.digest, "the others have the blob in another size")
+			}
+			return nil, 0, oci.ErrUnavailable.Because("the nodes disagree about the size of the blob")
+		}
 		if time.Now().After(h.deadline) {
 			return nil, 0, oci.ErrUnavailable.Because("no source for the rest of the blob")
 		}
@@ -81,11 +91,12 @@ func (h *hunt) next(ctx context.Context, off int64) (io.ReadCloser, int64, error
 var errNobody = errors.New("nobody serves it")
 
 // round asks everyone not tried in this round, likely holders first and one by
-// one, the others together, those that seem down last: gossip may be wrong.
+// one, the others together, then those that seem down: gossip may be wrong. Last
+// come those that sent wrong bytes, those of long ago first.
 func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 	r := h.b.members.Ring()
-	var likely, others, down []string
-	gateway := ""
+	var likely, others, down, doubted []string
+	gateway, doubts := "", h.b.distrust.of(h.digest)
 	for _, s := range r.Sources(h.digest, h.b.id, h.b.zone) {
 		if h.tried[s.ID] {
 			continue
@@ -94,6 +105,8 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 			gateway = s.ID
 		}
 		switch {
+		case !doubts[s.ID].IsZero():
+			doubted = append(doubted, s.ID)
 		case s.Down || h.b.avoids(s.ID):
 			down = append(down, s.ID)
 		case len(likely) <= 2*r.Replicas():
@@ -109,6 +122,12 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 	}
 	for _, group := range [][]string{others, down} {
 		if body, err := h.getAny(ctx, group, off); err == nil {
+			return body, nil
+		}
+	}
+	slices.SortStableFunc(doubted, func(a, b string) int { return doubts[a].Compare(doubts[b]) })
+	for _, id := range doubted {
+		if body, err := h.get(ctx, id, off, false); err == nil {
 			return body, nil
 		}
 	}
@@ -147,13 +166,18 @@ func (h *hunt) get(ctx context.Context, id string, off int64, gateway bool) (io.
 	if err == nil && h.size >= 0 && size != h.size {
 		_ = body.Close()
 		err = fmt.Errorf("it has %d bytes there and %d elsewhere", size, h.size)
+		h.odd = true
+		h.b.doubt(id, h.digest, err.Error())
 	}
 	if err == nil {
 		if gateway {
 			h.b.stats.gatewayServed.Add(1)
 		}
-		h.size = size
-		return body, nil
+		if h.size < 0 {
+			h.size = size
+			h.vouched[id] = true
+		}
+		return &delivery{ReadCloser: body, h: h, node: id}, nil
 	}
 	h.note(ctx, id, err)
 	return nil, err

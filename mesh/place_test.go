@@ -86,8 +86,8 @@ func TestPlaceAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "both others said so", func() bool { return c.nodes[0].blobs.Stats().CopiesHeld == 2*times })
-	if s := c.nodes[0].blobs.Stats(); s.BytesToPeers != 0 || s.CopiesPlaced != 2*times {
+	until(t, "both others said so", func() bool { return c.nodes[0].blobs.Stats().CopiesPlaced == 2*times })
+	if s := c.nodes[0].blobs.Stats(); s.BytesToPeers != 0 || s.CopiesHeld != 2*times {
 		t.Errorf("stats %+v", s)
 	}
 	for _, p := range c.nodes[1:] {

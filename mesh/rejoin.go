@@ -228,7 +228,8 @@ func (m *Members) load() error {
 	return nil
 }
 
-// write replaces the file of members, if it would differ.
+// write replaces the file of members, if it would differ. A power cut leaves the
+// old file or the new one.
 func (m *Members) write() error {
 	m.mu.Lock()
 	all := make([]Peer, 0, len(m.entries))
@@ -256,6 +257,12 @@ func (m *Members) write() error {
 	if err != nil {
 		_ = os.Remove(f.Name())
 		return fmt.Errorf("write known members: %w", err)
+	}
+	// The new name is durable once its folder is. Not every system can sync
+	// one, and an old list of members is a good hint too.
+	if dir, err := os.Open(filepath.Dir(m.path)); err == nil {
+		_ = dir.Sync()
+		_ = dir.Close()
 	}
 	return nil
 }

@@ -24,10 +24,13 @@ const (
 	// of it. A larger one is refused; a proposer sends none.
 	maxEntry = 8 << 20
 
-	// Receipts are kept for requestAge of log time, but never more than
-	// maxReceipts; the oldest go first.
+	// Receipts are kept for requestAge of log time at least, but never more
+	// than maxReceipts; the oldest go first. Each command drops at most
+	// dropExpired of those that are too old: faster than new ones come, and yet
+	// a leader whose clock is far ahead does not forget all requests at once.
 	requestAge  = int64(15 * time.Minute)
 	maxReceipts = 65_536
+	dropExpired = 2
 )
 
 // Apply applies one entry; see ApplyBatch.
@@ -153,14 +156,14 @@ func (t *tx) next(l *raft.Log) (*wire.Command, error) {
 func (t *tx) apply(l *raft.Log, cmd *wire.Command) (decision, error) {
 	t.at.index, t.at.term = l.Index, l.Term
 	t.at.now = max(t.at.now, cmd.Now) // leaders' clocks differ; log time does not go back
-	if err := t.forget(0); err != nil {
-		return decision{}, err
-	}
 	id := cmd.RequestId
 	switch {
 	case len(l.Data) > maxEntry:
 		return decision{verdict: tooLarge}, nil
 	case id == "":
+		if err := t.forget(0); err != nil {
+			return decision{}, err
+		}
 		return t.decide(cmd)
 	case !validName(id, maxID):
 		return decision{verdict: badRequest}, nil
@@ -185,11 +188,15 @@ func (t *tx) apply(l *raft.Log, cmd *wire.Command) (decision, error) {
 	return o, t.b.Set(receiptKey(id), r.encode(), nil)
 }
 
-// forget drops receipts that are too old, and as many more as room for new
-// ones needs.
+// forget drops a few receipts that are too old, and as many more as room for
+// new ones needs. The request at hand has been looked for before.
 func (t *tx) forget(room int) error {
 	q := t.receipts
-	for q.len() > 0 && (q.oldest().at < t.at.now-requestAge || q.len()+room > maxReceipts) {
+	for n := 0; q.len() > 0; n++ {
+		expired := n < dropExpired && q.oldest().at < t.at.now-requestAge
+		if !expired && q.len()+room <= maxReceipts {
+			return nil
+		}
 		if err := t.b.Delete(receiptKey(q.oldest().id), nil); err != nil {
 			return err
 		}

@@ -107,6 +107,7 @@ func syncDir(dir string) error {
 type pebbleLog struct {
 	log   *slog.Logger
 	fatal func(error)
+	again *repeats
 }
 
 func (l pebbleLog) Infof(format string, args ...any) {
@@ -115,7 +116,12 @@ func (l pebbleLog) Infof(format string, args ...any) {
 	}
 }
 
+// Errorf tells of an error once in a while: on a full disk pebble tries its
+// flush again a thousand times a second.
 func (l pebbleLog) Errorf(format string, args ...any) {
+	if !l.again.due(format) {
+		return
+	}
 	l.log.Error(fmt.Sprintf(format, args...), "from", "pebble")
 }
 

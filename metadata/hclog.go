@@ -33,9 +33,9 @@ type repeats struct {
 
 const repeatAfter = 15 * time.Second
 
-func newRaftLog(log *slog.Logger) raftLog {
-	return raftLog{log: log, again: &repeats{last: make(map[string]time.Time)}}
-}
+func newRepeats() *repeats { return &repeats{last: make(map[string]time.Time)} }
+
+func newRaftLog(log *slog.Logger) raftLog { return raftLog{log: log, again: newRepeats()} }
 
 // due reports whether msg may be told, and counts it as told.
 func (a *repeats) due(msg string) bool {

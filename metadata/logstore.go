@@ -30,6 +30,8 @@ type logStore struct {
 	grown  chan struct{} // capacity 1: another step bytes were appended
 	step   int
 
+	applied func() uint64 // how far the state has come
+
 	writing sync.Mutex
 	ticks   map[*string]int // writes under way and the ticks they have lasted
 
@@ -56,6 +58,10 @@ type entryMark struct {
 }
 
 const hungTicks = 10 // one second each
+
+// emptiedKey is where the stable store keeps how far the state had come when
+// the log was last emptied.
+const emptiedKey = "flotilla-emptied"
 
 func openLog(dir string, log raftLog, b bounds, fatal func(error)) (*logStore, error) {
 	w, err := wal.Open(dir, wal.WithSegmentSize(b.segment), wal.WithLogger(log))
@@ -92,13 +98,17 @@ func (s *logStore) SetUint64(key []byte, val uint64) error {
 // leader's entries replace some that were never committed, and at its start,
 // after a snapshot. The snapshot has made the state durable already; asking
 // once more costs nothing and holds whatever raft may do in future.
+//
+// Raft empties the log after it has received a snapshot, even one that ends
+// before the log. How far the state has come is noted then, since no entry in
+// the log will show that it ever was there.
 func (s *logStore) DeleteRange(lo, hi uint64) error {
 	first, err := s.FirstIndex()
 	if err != nil {
 		return err
 	}
-	if lo <= first && s.before != nil {
-		if err := s.before(); err != nil {
+	if lo <= first {
+		if err := s.prepare(hi); err != nil {
 			return err
 		}
 	}
@@ -108,6 +118,24 @@ func (s *logStore) DeleteRange(lo, hi uint64) error {
 	}
 	return err
 }
+
+// prepare comes before the log forgets its entries up to hi.
+func (s *logStore) prepare(hi uint64) error {
+	if s.before != nil {
+		if err := s.before(); err != nil {
+			return err
+		}
+	}
+	last, err := s.LastIndex()
+	if err != nil || hi < last || s.applied == nil {
+		return err
+	}
+	return s.SetUint64([]byte(emptiedKey), s.applied())
+}
+
+// emptied returns how far the state had come when the log was last emptied, 0
+// if it never was.
+func (s *logStore) emptied() (uint64, error) { return s.GetUint64([]byte(emptiedKey)) }
 
 // write runs f under the watchdog's eye.
 func (s *logStore) write(what string, f func() error) error {

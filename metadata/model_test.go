@@ -30,6 +30,7 @@ type model struct {
 	tags      map[[2]string]string
 	members   map[string]*wire.Member
 	seen      map[string]modelReceipt
+	ids       []string // of seen, oldest first
 }
 
 type modelReceipt struct {
@@ -47,12 +48,16 @@ func newModel() *model {
 
 func (m *model) apply(c *wire.Command) (*oci.Error, int64) {
 	m.now = max(m.now, c.Now)
-	maps.DeleteFunc(m.seen, func(_ string, r modelReceipt) bool { return r.at < m.now-requestAge })
 	if r, ok := m.seen[c.RequestId]; ok {
 		return r.err, r.size
 	}
+	for n := 0; n < 2 && len(m.ids) > 0 && m.seen[m.ids[0]].at < m.now-requestAge; n++ {
+		delete(m.seen, m.ids[0])
+		m.ids = m.ids[1:]
+	}
 	err, size := m.decide(c)
 	if c.RequestId != "" {
+		m.ids = append(m.ids, c.RequestId)
 		m.seen[c.RequestId] = modelReceipt{m.now, err, size}
 	}
 	return err, size

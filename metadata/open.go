@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,51 +125,6 @@ func (c *Catalog) start() error {
 	return nil
 }
 
-func (c *Catalog) openStores(fatal func(error)) (*snapshotStore, error) {
-	dir := filepath.Join(c.cfg.Dir, "raft")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make raft folder: %w", err)
-	}
-	var err error
-	if c.logs, err = openLog(dir, newRaftLog(c.log), c.bounds, fatal); err != nil {
-		return nil, err
-	}
-	if c.state, err = openState(filepath.Join(c.cfg.Dir, "state"), c.log, fatal); err != nil {
-		return nil, err
-	}
-	c.logs.before = c.state.sync
-	c.state.onMembers(func() {
-		wake(c.roster)
-		wake(c.voting)
-	})
-	snaps, err := newSnapshotStore(filepath.Join(c.cfg.Dir, "snapshots"), c.state)
-	if err != nil {
-		return nil, err
-	}
-	return snaps, c.checkStores(snaps)
-}
-
-// checkStores refuses a data folder whose parts do not belong together: an
-// entry that this node once acknowledged would be missing from its log, and it
-// could help to elect a leader that lacks it.
-func (c *Catalog) checkStores(snaps *snapshotStore) error {
-	last, err := c.logs.LastIndex()
-	if err != nil {
-		return fmt.Errorf("read raft log: %w", err)
-	}
-	metas, err := snaps.List()
-	if err != nil {
-		return fmt.Errorf("list snapshots: %w", err)
-	}
-	if len(metas) > 0 {
-		last = max(last, metas[0].Index)
-	}
-	if have := c.state.applied(); have > last {
-		return fmt.Errorf("the raft log ends at entry %d, but the state holds entry %d: the log was lost or replaced", last, have)
-	}
-	return nil
-}
-
 func (c *Catalog) raftConfig(log raftLog) *raft.Config {
 	conf := raft.DefaultConfig()
 	conf.LocalID = raft.ServerID(c.cfg.ID)
@@ -207,6 +160,16 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 		}),
 		self: c.cfg.ID, leaders: &c.leaders, nudge: c.nudge, done: c.streams.done, beats: make(map[raft.ServerID]chan struct{}),
 	}
+	var own atomic.Pointer[raft.Raft] // nil until watchers are told
+	c.trans.leads = func(term uint64) bool {
+		r := own.Load()
+		if r == nil {
+			return false
+		}
+		// Not its state, which changes after watchers were told.
+		_, leader := r.LeaderWithID()
+		return string(leader) == c.cfg.ID && r.CurrentTerm() == term
+	}
 	// What was just written is read again by each replication and by apply.
 	cached, err := raft.NewLogCache(64, c.logs)
 	if err != nil {
@@ -226,6 +189,7 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 		}
 		return false
 	}))
+	own.Store(c.raft)
 	return nil
 }
 

@@ -28,8 +28,9 @@ type termMessage struct {
 }
 
 const (
-	maxMessage  = 1 << 20         // of an answer: an error may list a manifest's missing blobs
-	appliedTime = 5 * time.Second // how long /metadata/applied waits
+	maxMessage  = 1 << 20          // of an answer: an error may list a manifest's missing blobs
+	appliedTime = 5 * time.Second  // how long /metadata/applied waits
+	bodyTime    = 30 * time.Second // how long a request's body may take
 )
 
 // errNoAnswer marks a request that may have been carried out: no answer came.
@@ -51,20 +52,21 @@ func (c *Catalog) PeerHandler() http.Handler {
 	return mux
 }
 
-// serve reads a bounded body and writes answer's value or error.
+// serve reads a bounded body and writes answer's value or error. It becomes a
+// task only with the body read, so that Close waits for no peer that hangs.
 func (c *Catalog) serve(answer func(ctx context.Context, body []byte) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		body, err := readBody(w, r)
+		if err != nil {
+			refuse(w, err)
+			return
+		}
 		ctx, leave, err := c.tasks.enter(r.Context())
 		if err != nil {
 			refuse(w, err)
 			return
 		}
 		defer leave()
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCommand))
-		if err != nil {
-			refuse(w, oci.ErrManifestTooLarge.Wrap(err))
-			return
-		}
 		v, err := answer(ctx, body)
 		if err != nil {
 			refuse(w, err)
@@ -73,6 +75,20 @@ func (c *Catalog) serve(answer func(ctx context.Context, body []byte) (any, erro
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(v) // the asker is gone: it will ask again
 	}
+}
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	conn := http.NewResponseController(w)
+	_ = conn.SetReadDeadline(time.Now().Add(bodyTime)) // a writer that knows no deadlines has no slow peer behind it
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCommand))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return nil, oci.ErrManifestTooLarge.Wrap(err)
+	}
+	if err != nil {
+		return nil, oci.ErrUnavailable.Because("the request ended early").Wrap(err)
+	}
+	_ = conn.SetReadDeadline(time.Time{}) // or it would end the request while it is answered
+	return body, nil
 }
 
 // refuse writes err as nodes do. Who asks looks at the body; the status is for

@@ -5,10 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"sync"
 	"testing"
+	"testing/iotest"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -144,4 +149,76 @@ func FuzzPeerHandler(f *testing.F) {
 		default:
 		}
 	})
+}
+
+// A peer that sent half a question holds up nobody who closes.
+func TestCloseWithHalfABody(t *testing.T) {
+	m := newMesh(t)
+	n := m.add("z")
+	begun, half := make(chan struct{}), make(chan struct{})
+	body, end := io.Pipe()
+	defer end.Close()
+	w := &deadlines{ResponseRecorder: httptest.NewRecorder()}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		r := httptest.NewRequest("POST", "/metadata/propose", &tellRead{r: body, begun: begun})
+		n.PeerHandler().ServeHTTP(w, r)
+	}()
+	go func() {
+		defer close(half)
+		end.Write([]byte("abc"))
+	}()
+	<-begun
+	<-half
+	closed := make(chan error, 1)
+	go func() { closed <- n.Catalog.Close() }()
+	select {
+	case err := <-closed:
+		must(t, err)
+	case <-time.After(patience):
+		t.Error("Close waits for a peer's body")
+	}
+	end.Close()
+	<-served
+	if w.Code != http.StatusServiceUnavailable {
+		t.Errorf("after Close: %d %s", w.Code, w.Body)
+	}
+	if len(w.set) != 2 || time.Until(w.set[0]) > bodyTime || w.set[0].IsZero() || !w.set[1].IsZero() {
+		t.Errorf("read deadlines %v", w.set)
+	}
+}
+
+// A body that breaks off is not one that is too large.
+func TestBodyBreaksOff(t *testing.T) {
+	n := newMesh(t).add("z")
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest("POST", "/metadata/propose", iotest.ErrReader(os.ErrDeadlineExceeded))
+	n.PeerHandler().ServeHTTP(w, r)
+	if err := oci.DecodeError(w.Body.Bytes()); w.Code != http.StatusServiceUnavailable || !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("%d %v", w.Code, err)
+	}
+}
+
+// deadlines keeps the read deadlines that were set.
+type deadlines struct {
+	*httptest.ResponseRecorder
+	set []time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.set = append(d.set, t)
+	return nil
+}
+
+// tellRead tells when the first read begins.
+type tellRead struct {
+	r     io.Reader
+	once  sync.Once
+	begun chan struct{}
+}
+
+func (t *tellRead) Read(p []byte) (int, error) {
+	t.once.Do(func() { close(t.begun) })
+	return t.r.Read(p)
 }

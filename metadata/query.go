@@ -25,6 +25,9 @@ const (
 	// maxPage at the most.
 	pageSize = 1_000
 	maxPage  = 10_000
+	// pageBytes ends a page too: clients take an index of 4 MiB, and a page
+	// of the largest annotations would be gigabytes.
+	pageBytes = 3 << 20
 )
 
 // manifest returns a manifest of a repository.
@@ -163,8 +166,8 @@ func (s *state) referrers(repo string, subject digest.Digest, artifactType strin
 	return items, more, nil
 }
 
-// pageOf makes a page of at most n items out of the keys that start with prefix
-// and whose rest comes after last. Item says what a key gives, or that it
+// pageOf makes a page of at most n items, and about pageBytes of values, out of
+// the keys that start with prefix and whose rest comes after last. Item says what a key gives, or that it
 // gives nothing.
 func pageOf[T any](s *state, prefix []byte, last string, n int, item func(rest, value []byte) (T, bool, error)) (items []T, more bool, err error) {
 	items = []T{}
@@ -184,6 +187,7 @@ func pageOf[T any](s *state, prefix []byte, last string, n int, item func(rest, 
 	if err != nil {
 		return nil, false, err
 	}
+	size := 0
 	for ok := it.First(); ok && err == nil && !more; ok = it.Next() {
 		var v []byte
 		if v, err = it.ValueAndErr(); err != nil {
@@ -194,10 +198,11 @@ func pageOf[T any](s *state, prefix []byte, last string, n int, item func(rest, 
 		case itemErr != nil:
 			err = itemErr
 		case !wanted:
-		case len(items) == n:
+		case len(items) == n, size > pageBytes:
 			more = true
 		default:
 			items = append(items, one)
+			size += len(v)
 		}
 	}
 	return items, more, errors.Join(err, it.Close())

@@ -2,13 +2,16 @@ package metadata
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"pgregory.net/rapid"
 
+	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/metadata/wire"
 )
 
@@ -111,5 +114,40 @@ func pages(t *rapid.T, want []string, read func(Page) ([]string, bool, error)) {
 		if !slices.Equal(got, want) {
 			t.Fatalf("by %d: %v, want %v", n, got, want)
 		}
+	}
+}
+
+// A page ends by its bytes as well: nobody takes an index of gigabytes.
+func TestReferrersPageByBytes(t *testing.T) {
+	m := newMesh(t)
+	n := m.add("z")
+	subject := oci.Descriptor{Digest: digest.FromString("subject"), Size: 1}
+	const count = 40
+	for i := range count {
+		body := []byte(fmt.Sprint("referrer ", i))
+		must(t, n.PutManifest(t.Context(), Put{Repo: "r", Body: body, Manifest: oci.Manifest{
+			MediaType: oci.TypeImage, Digest: digest.FromBytes(body), Size: int64(len(body)), Subject: &subject,
+			Annotations: map[string]string{"pad": strings.Repeat("x", 200<<10)},
+		}}))
+	}
+	seen, pages := 0, 0
+	for last := ""; ; pages++ {
+		l, err := n.Referrers(t.Context(), "r", subject.Digest, "", Page{Last: last, N: -1})
+		must(t, err)
+		size := 0
+		for _, d := range l.Items {
+			size += len(d.Annotations["pad"])
+		}
+		if size > 4<<20 {
+			t.Fatalf("a page of %d bytes", size)
+		}
+		seen += len(l.Items)
+		if !l.More {
+			break
+		}
+		last = l.Items[len(l.Items)-1].Digest.String()
+	}
+	if seen != count || pages == 0 {
+		t.Errorf("%d referrers on %d pages, want %d on several", seen, pages+1, count)
 	}
 }

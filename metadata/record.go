@@ -161,7 +161,6 @@ func decodeLink(b []byte) (link, error) {
 
 // manifestRecord is a manifest under its repository and digest.
 type manifestRecord struct {
-	pushed    int64 // log time of its first put
 	size      int64
 	mediaType string
 	names     []byte // encoded naming; reads do without
@@ -171,7 +170,6 @@ type manifestRecord struct {
 
 func (m manifestRecord) encode() []byte {
 	b := make([]byte, 0, 32+len(m.mediaType)+len(m.names)+len(m.body))
-	b = binary.AppendUvarint(b, uint64(m.pushed))
 	b = binary.AppendUvarint(b, uint64(m.size))
 	b = appendString(b, m.mediaType)
 	b = appendString(b, m.names)
@@ -182,7 +180,7 @@ func (m manifestRecord) encode() []byte {
 // decodeManifest takes a manifest apart; names and body are parts of b.
 func decodeManifest(b []byte) (manifestRecord, error) {
 	f := fields{b: b}
-	m := manifestRecord{pushed: f.int(), size: f.int()}
+	m := manifestRecord{size: f.int()}
 	m.mediaType = mediaType(f.bytes())
 	m.names = f.bytes()
 	m.inline = f.bool()

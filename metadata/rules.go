@@ -110,6 +110,10 @@ func (t *tx) member(op *wire.Member) (decision, error) {
 	if !validName(op.Id, maxID) || op.Name == "" && !op.Removed || op.Removed && op.Cluster != nil {
 		return decision{verdict: badRequest}, nil
 	}
+	// Level 0 would be taken for nobody being a member: see state.level.
+	if !op.Removed && (op.Level == 0 || len(op.Key) != ed25519.PublicKeySize) {
+		return decision{verdict: badRequest}, nil
+	}
 	v, err := t.checkMember(op)
 	if v != done || err != nil {
 		return decision{verdict: v}, err

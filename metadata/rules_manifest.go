@@ -20,7 +20,7 @@ func (t *tx) manifest(op *wire.Manifest) (decision, error) {
 		return decision{verdict: blobsMissing, missing: missing}, nil
 	}
 	m := manifestRecord{
-		pushed: t.at.now, size: op.Size, mediaType: op.MediaType,
+		size: op.Size, mediaType: op.MediaType,
 		names: n.encode(), inline: op.Body != nil, body: op.Body,
 	}
 	old, err := t.replace(op.Repo, d, &m, n)
@@ -96,8 +96,8 @@ func (t *tx) missing(op *wire.Manifest) (missing []sum, err error) {
 }
 
 // replace completes m from the manifest that is stored under its digest, if
-// there is one: the same bytes put again, so that their first push and their
-// body stand. It returns what that one named: under another media type the
+// there is one: the same bytes put again, so that their
+// body stands. It returns what that one named: under another media type the
 // same bytes may name other things.
 func (t *tx) replace(repo string, d sum, m *manifestRecord, n naming) (old naming, err error) {
 	_, err = get(t.b, repoKey(repo, kindManifest, string(d)), func(v []byte) error {
@@ -105,7 +105,6 @@ func (t *tx) replace(repo string, d sum, m *manifestRecord, n naming) (old namin
 		if err != nil {
 			return err
 		}
-		m.pushed = prev.pushed
 		if !m.inline && prev.inline {
 			m.inline, m.body = true, slices.Clone(prev.body)
 		}

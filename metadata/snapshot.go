@@ -52,7 +52,9 @@ func (f *fsmSnapshot) Release() {}
 
 // Restore implements raft.FSM: it replaces the whole state by the one that the
 // stream holds, or leaves all as it was. Whoever reads meanwhile gets the old
-// state or the new one.
+// state or the new one. The state never goes back: of a stream that holds
+// nothing later, nothing is taken, and the entries after it that raft sends
+// again are skipped.
 func (s *state) Restore(stream io.ReadCloser) error {
 	err := s.failure()
 	if err == nil {
@@ -71,6 +73,9 @@ func (s *state) restore(stream io.Reader) error {
 	}
 	if err := s.admit(d.header); err != nil {
 		return err
+	}
+	if s.covers(d.header) {
+		return d.drain()
 	}
 	n, err := dbNumber(s.name)
 	if err != nil {
@@ -110,6 +115,13 @@ func (s *state) admit(h header) error {
 		return fmt.Errorf("%w: it is of epoch %d, this is epoch %d", errForeign, h.epoch, c.Epoch)
 	}
 	return nil
+}
+
+// covers reports whether this state holds all that a state of header h does. A
+// later epoch may undo what an earlier one did.
+func (s *state) covers(h header) bool {
+	c := s.cluster()
+	return c.ID != "" && h.cluster == c.ID && h.epoch == c.Epoch && h.index <= s.at.index
 }
 
 // build makes a database of a stream, durable and proved, and opens it.

@@ -217,7 +217,7 @@ func (t *snapshotStore) stream(id string) (io.ReadCloser, int64, error) {
 func (t *snapshotStore) openCheckpoint(id string) (*checkpoint, error) {
 	db, err := pebble.Open(filepath.Join(t.dir, id, checkpointDir), &pebble.Options{
 		FS: vfs.Default, ReadOnly: true, CacheSize: 1 << 20, MaxOpenFiles: 256,
-		Logger: pebbleLog{t.log, t.state.fatal},
+		Logger: pebbleLog{t.log, t.state.fatal, newRepeats()},
 	})
 	if err != nil {
 		return nil, err

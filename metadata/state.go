@@ -2,7 +2,6 @@ package metadata
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -134,7 +133,7 @@ func (s *state) options() *pebble.Options {
 		MemTableSize:       2 << 20,
 		MaxOpenFiles:       256,
 		FormatMajorVersion: pebble.FormatValueSeparation,
-		Logger:             pebbleLog{s.log, s.fatal},
+		Logger:             pebbleLog{s.log, s.fatal, newRepeats()},
 	}
 	o.Levels[0].FilterPolicy = bloom.FilterPolicy(10)
 	return o
@@ -329,27 +328,4 @@ func (s *state) close() error {
 		return fmt.Errorf("close state: %w", err)
 	}
 	return nil
-}
-
-// hash returns the SHA-256 of the whole state: equal on every replica that has
-// applied the same entries.
-func (s *state) hash() ([]byte, error) {
-	db, err := s.acquire()
-	if err != nil {
-		return nil, err
-	}
-	defer s.mu.RUnlock()
-	at := db.NewSnapshot()
-	defer at.Close()
-	h := sha256.New()
-	var frame []byte
-	err = scan(at, nil, func(k, v []byte) (bool, error) {
-		frame = appendString(appendString(frame[:0], k), v)
-		h.Write(frame)
-		return true, nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("hash state: %w", err)
-	}
-	return h.Sum(nil), nil
 }

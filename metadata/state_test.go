@@ -2,6 +2,7 @@ package metadata
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -77,6 +78,29 @@ func (r *replica) must(cmds ...*wire.Command) {
 			r.t.Fatalf("%v: %v", cmds[i], res.err)
 		}
 	}
+}
+
+// hash returns the SHA-256 of the whole state: equal on every replica that has
+// applied the same entries.
+func (s *state) hash() ([]byte, error) {
+	db, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer s.mu.RUnlock()
+	at := db.NewSnapshot()
+	defer at.Close()
+	h := sha256.New()
+	var frame []byte
+	err = scan(at, nil, func(k, v []byte) (bool, error) {
+		frame = appendString(appendString(frame[:0], k), v)
+		h.Write(frame)
+		return true, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("hash state: %w", err)
+	}
+	return h.Sum(nil), nil
 }
 
 func (r *replica) sum() string {
@@ -182,7 +206,7 @@ func dropped(repo, name string) *wire.Unmanifest {
 }
 
 func joined(id, name, key string) *wire.Member {
-	return &wire.Member{Id: id, Name: name, Key: []byte(key), Zone: "z", Weight: 7, Level: 1, Address: "h:1"}
+	return &wire.Member{Id: id, Name: name, Key: fmt.Appendf(nil, "%-32s", key), Zone: "z", Weight: 7, Level: 1, Address: "h:1"}
 }
 
 func founded(m *wire.Member, sparse bool) *wire.Member {

@@ -15,8 +15,9 @@ type transport struct {
 	*raft.NetworkTransport
 	self    string
 	leaders *watchers
-	nudge   func()          // gives raft something to send
-	done    <-chan struct{} // closed with the streams
+	leads   func(term uint64) bool // whether self leads term, by what watchers were told last
+	nudge   func()                 // gives raft something to send
+	done    <-chan struct{}        // closed with the streams
 
 	mu    sync.Mutex
 	beats map[raft.ServerID]chan struct{} // closed at the next heartbeat that gets through
@@ -34,7 +35,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 	for {
 		next := t.nextBeat(id)
 		err := t.NetworkTransport.AppendEntries(id, target, args, resp)
-		if err == nil || !t.hold(next) {
+		if err == nil || !t.hold(args.Term, next) {
 			return err
 		}
 	}
@@ -45,21 +46,24 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 func (t *transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	next := t.nextBeat(id)
 	err := t.NetworkTransport.InstallSnapshot(id, target, args, resp, data)
-	if err != nil && t.hold(next) {
+	if err != nil && t.hold(args.Term, next) {
 		t.nudge()
 	}
 	return err
 }
 
 // hold reports whether a heartbeat got through; false when there will be no
-// more of them, since this node leads no longer or is about to end.
-func (t *transport) hold(beat <-chan struct{}) bool {
+// more of them, since this node leads term no longer or is about to end.
+func (t *transport) hold(term uint64, beat <-chan struct{}) bool {
 	lost := make(chan struct{}, 1)
 	defer t.leaders.add(func(leader string) {
 		if leader != t.self {
 			wake(lost)
 		}
 	})()
+	if !t.leads(term) { // lost while the call was under way, so that nobody will tell
+		return false
+	}
 	select {
 	case <-beat:
 		return true

@@ -30,7 +30,7 @@ type Config struct {
 	Join         []string // gossip addresses of any members
 	Expect       []string // names of the first nodes, for orchestrators
 	Zone         string   // site or datacenter; default "default"
-	Weight       int64    // GiB, share of the blobs it owns; 0 owns none; negative: GiB of the data disk
+	Weight       int64    // GiB, share of the blobs it owns; 0 owns none; OfDisk: GiB of the data disk
 	Replicas     int      // copies of each blob; default 3; the founder's counts
 	SecretFile   string   // default <Data>/mesh.secret
 	CacheSize    string   // ceiling for copies that the node need not hold: bytes with a unit, or a percentage of the disk; default 80%
@@ -47,6 +47,9 @@ type Config struct {
 	// Drain bounds how long a stop waits for requests under way; default 30 s.
 	Drain time.Duration
 }
+
+// OfDisk is the Weight of a node that owns blobs by the size of its data disk.
+const OfDisk = -1
 
 var nameRule = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
@@ -110,6 +113,9 @@ func (c Config) check() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("--tls-cert and --tls-key go together")
+	}
+	if c.Weight < OfDisk || c.Weight > 1<<31 {
+		bad("--weight %d: want GiB, at least 0", c.Weight)
 	}
 	if c.Replicas < 1 || c.Replicas > 15 {
 		bad("--replicas %d: want 1 to 15", c.Replicas)

@@ -6,24 +6,37 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/metadata"
 )
 
-// The two requests that need the secret but no membership.
+// The requests that need the secret but no membership.
 const (
-	helloPath = "/node/hello"
-	joinPath  = "/node/join"
+	helloPath   = "/node/hello"
+	joinPath    = "/node/join"
+	promisePath = "/node/promise"
 )
 
-func isDoor(path string) bool { return path == helloPath || path == joinPath }
+func isDoor(path string) bool { return path == helloPath || path == joinPath || path == promisePath }
 
 // doorHandler serves nodes that know the secret and may become members.
 func (n *Node) doorHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+helloPath, func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, greeting{Name: n.cfg.Name, Cluster: n.clusterID()})
+	})
+	mux.HandleFunc("POST "+promisePath, func(w http.ResponseWriter, r *http.Request) {
+		given, err := n.folder.promise(callerOf(r.Context()).ID)
+		switch {
+		case err != nil:
+			refuse(w, err)
+		case !given:
+			refuse(w, oci.ErrUnavailable.Because("%s has promised another node to let it found", n.cfg.Name))
+		default:
+			writeJSON(w, greeting{Name: n.cfg.Name})
+		}
 	})
 	mux.HandleFunc("POST "+joinPath, func(w http.ResponseWriter, r *http.Request) {
 		in, err := n.admit(r)
@@ -49,15 +62,20 @@ func (n *Node) admit(r *http.Request) (admission, error) {
 	if n.clusterID() == "" {
 		return admission{}, oci.ErrUnavailable.Because("%s belongs to no mesh yet", n.cfg.Name)
 	}
-	var m metadata.Member
+	var asked request
 	body := http.MaxBytesReader(nil, r.Body, maxJoinBody)
-	if b, err := io.ReadAll(body); err != nil || json.Unmarshal(b, &m) != nil {
+	if b, err := io.ReadAll(body); err != nil || json.Unmarshal(b, &asked) != nil {
 		return admission{}, oci.ErrDenied.Because("unreadable request to join")
 	}
-	who := callerOf(r.Context())
+	m, who := asked.Member, callerOf(r.Context())
 	m.ID, m.Key = who.ID, who.Key
-	if !nameRule.MatchString(m.Name) || !nameRule.MatchString(m.Zone) {
-		return admission{}, oci.ErrDenied.Because("invalid name or zone")
+	if !nameRule.MatchString(m.Name) || !nameRule.MatchString(m.Zone) || m.Level == 0 {
+		return admission{}, oci.ErrDenied.Because("invalid name, zone or feature level")
+	}
+	if asked.Blank {
+		if err := n.checkBlank(r.Context(), m.ID); err != nil {
+			return admission{}, err
+		}
 	}
 	if err := n.checkAddress(r.Context(), m); err != nil {
 		return admission{}, err
@@ -66,6 +84,28 @@ func (n *Node) admit(r *http.Request) (admission, error) {
 		return admission{}, err
 	}
 	return admission{Cluster: n.catalog.Settings(), Members: n.catalog.Members()}, nil
+}
+
+// checkBlank refuses a voter whose log was lost: it may have acknowledged what
+// it no longer has, and with its vote a node that never had it could be
+// elected. Only the leader knows for certain who votes, once it has proved that
+// it leads.
+func (n *Node) checkBlank(ctx context.Context, id string) error {
+	known := slices.ContainsFunc(n.catalog.Members(), func(m metadata.Member) bool { return m.ID == id })
+	if !known {
+		return nil
+	}
+	raft := n.catalog.Status()
+	if raft.State != "leader" {
+		return oci.ErrUnavailable.Because("%s does not lead the mesh, and a member without its log is let in by the leader alone", n.cfg.Name)
+	}
+	if err := n.catalog.Writable(ctx); err != nil {
+		return err
+	}
+	if slices.Contains(raft.Voters, id) {
+		return oci.ErrDenied.Because("this node has a vote but has lost its part of the catalogue: start it with an empty data folder and another --name")
+	}
+	return nil
 }
 
 // checkAddress refuses an address that cannot be m's in this mesh.

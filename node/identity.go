@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/flotilla-registry/flotilla/metadata"
 )
@@ -24,10 +25,12 @@ import (
 //	mesh.secret   the join secret, unless --secret-file names another place
 //	lock          held by the running process
 type folder struct {
-	dir    string
-	lock   *os.File
-	key    ed25519.PrivateKey
-	record record // after Start, for the goroutine that enters the mesh alone
+	dir  string
+	lock *os.File
+	key  ed25519.PrivateKey
+
+	mu     sync.Mutex // guards record
+	record record
 }
 
 // record is node.json.
@@ -38,6 +41,9 @@ type record struct {
 	// Founding is set from the moment that the node decides to found Cluster
 	// until its catalogue holds it.
 	Founding bool `json:"founding,omitempty"`
+	// Promised is the one node that this node, while it belongs to no mesh,
+	// lets found one: see Node.expect.
+	Promised string `json:"promised,omitempty"`
 }
 
 // openFolder locks dir, creating it where absent, and reads or makes the
@@ -102,9 +108,33 @@ func (f *folder) create() error {
 	return f.save()
 }
 
+// known returns what the folder says of this node.
+func (f *folder) known() record {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.record
+}
+
 // enter records that this node belongs to c from now on, or is founding it.
 func (f *folder) enter(c metadata.Cluster, founding bool) error {
-	next := record{ID: f.record.ID, Cluster: c.ID, Epoch: c.Epoch, Founding: founding}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.change(record{ID: f.record.ID, Cluster: c.ID, Epoch: c.Epoch, Founding: founding})
+}
+
+// promise records that id may found a mesh, and reports whether it, and no
+// other node before it, may. A node that belongs to a mesh promises nothing.
+func (f *folder) promise(id string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.record.Cluster != "" || f.record.Promised != "" && f.record.Promised != id {
+		return false, nil
+	}
+	return true, f.change(record{ID: f.record.ID, Promised: id})
+}
+
+// change replaces the record where it differs; f.mu is held.
+func (f *folder) change(next record) error {
 	if f.record == next {
 		return nil
 	}
@@ -159,8 +189,8 @@ func makeSecret(file string) ([]byte, error) {
 	return secret, nil
 }
 
-// writeFile replaces name as a whole: after a crash it holds the old bytes or
-// the new ones. The folder's entry is synced with the first commit into it.
+// writeFile replaces name as a whole and durably: after a crash it holds the
+// old bytes or the new ones.
 func writeFile(name string, b []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
 	if err != nil {
@@ -173,8 +203,9 @@ func writeFile(name string, b []byte) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
+		return err
 	}
-	return err
+	return syncFolder(filepath.Dir(name))
 }
 
 // newUUID returns a random UUID (RFC 9562, version 4).

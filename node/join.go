@@ -27,25 +27,40 @@ const (
 // the one it belonged to before, the one it founds, or the one it joins.
 // Whatever may pass is retried for ever and told by Ready; an error is final.
 func (n *Node) enterMesh(ctx context.Context) error {
-	known := n.folder.record.Cluster != ""
+	known := n.folder.known()
 	switch {
-	case known && len(n.catalog.Members()) > 0:
-		return n.announce(ctx)
-	case n.folder.record.Founding:
+	case known.Founding:
 		return n.found(ctx)
-	case known || len(n.cfg.Expect) == 0 && len(n.cfg.Join) > 0:
-		return n.join(ctx)
+	case known.Cluster != "":
+		return n.returnTo(ctx, known.Cluster)
 	case len(n.cfg.Expect) > 0:
 		return n.expect(ctx)
+	case len(n.cfg.Join) > 0:
+		return n.join(ctx)
 	}
 	return n.found(ctx)
+}
+
+// returnTo is the way back of a node that was a member before. Its catalogue
+// may still be replaying its log; where the log is gone too, it has to ask
+// again, for the others' pins at least.
+func (n *Node) returnTo(ctx context.Context, cluster string) error {
+	if len(n.catalog.Members()) == 0 {
+		if err := n.join(ctx); err != nil {
+			return err
+		}
+	}
+	if c := n.catalog.Settings(); c.ID != "" && c.ID != cluster {
+		return fmt.Errorf("the data folder %s is damaged: node.json names mesh %s, the catalogue mesh %s", n.cfg.Data, cluster, c.ID)
+	}
+	return n.announce(ctx)
 }
 
 // found makes a mesh of one. The folder remembers that this node is founding
 // until the catalogue holds the mesh, so that a crash between the two ends in
 // the same mesh and not in none.
 func (n *Node) found(ctx context.Context) error {
-	c := metadata.Cluster{ID: n.folder.record.Cluster, Epoch: 1, Replicas: n.cfg.Replicas, AllowSparse: n.cfg.AllowSparse}
+	c := metadata.Cluster{ID: n.folder.known().Cluster, Epoch: 1, Replicas: n.cfg.Replicas, AllowSparse: n.cfg.AllowSparse}
 	if c.ID == "" {
 		c.ID = newUUID()
 	}
@@ -63,6 +78,9 @@ func (n *Node) found(ctx context.Context) error {
 // Other members may be slow to come back too: it is retried for ever, behind a
 // node that already serves.
 func (n *Node) announce(ctx context.Context) error {
+	if len(n.catalog.Members()) == 0 {
+		return nil // let in just now: the entry is on its way here
+	}
 	if len(n.cfg.Join) > 0 {
 		_, err := n.members.Join(ctx, n.cfg.Join)
 		if errors.Is(err, mesh.ErrOtherMesh) {
@@ -82,50 +100,21 @@ func (n *Node) announce(ctx context.Context) error {
 }
 
 // expect joins the mesh of any expected node, or founds one if all expected
-// nodes answer, none belongs to a mesh, and this one has the lowest name. Only
-// one node can find itself in that place, so there is one founder.
+// nodes answer, none belongs to a mesh, this one has the lowest name, and all
+// others promise to let no other node found. The promises are durable and each
+// node gives one, so there is one founder, whatever the nodes are called.
 func (n *Node) expect(ctx context.Context) error {
 	names := slices.Sorted(slices.Values(n.cfg.Expect))
-	seeds := n.cfg.Join
-	if len(seeds) == 0 {
-		_, port, _ := net.SplitHostPort(n.members.Address())
-		for _, name := range names {
-			if name != n.cfg.Name {
-				seeds = append(seeds, net.JoinHostPort(name, port))
-			}
-		}
-	}
+	seeds := n.expectSeeds(names)
 	founds := false
-	err := n.retry(ctx, func(ctx context.Context) error {
+	err := n.retry(ctx, func(ctx context.Context) (err error) {
 		if len(seeds) > 0 {
 			if _, err := n.members.Join(ctx, seeds); errors.Is(err, mesh.ErrSecret) {
 				return final{err}
 			}
 		}
-		empty := map[string]bool{n.cfg.Name: true}
-		for _, p := range n.members.Peers() {
-			if p.ID == n.id() {
-				continue
-			}
-			hello, err := n.hello(ctx, p.ID)
-			if err != nil {
-				return fmt.Errorf("%s does not answer on its peer port: %w", p.Name, err)
-			}
-			if hello.Cluster != "" {
-				return n.ask(ctx, p)
-			}
-			empty[hello.Name] = true
-		}
-		for _, name := range names {
-			if !empty[name] {
-				return fmt.Errorf("waiting for %s, one of --expect", name)
-			}
-		}
-		if names[0] != n.cfg.Name {
-			return fmt.Errorf("waiting for %s, the lowest name of --expect, to found the mesh", names[0])
-		}
-		founds = true
-		return nil
+		founds, err = n.gather(ctx, names)
+		return err
 	})
 	if err == nil && founds {
 		return n.found(ctx)
@@ -133,9 +122,63 @@ func (n *Node) expect(ctx context.Context) error {
 	return err
 }
 
+// expectSeeds is where the expected nodes gossip: where --join says, else at
+// hosts of their names.
+func (n *Node) expectSeeds(names []string) []string {
+	if len(n.cfg.Join) > 0 {
+		return n.cfg.Join
+	}
+	var seeds []string
+	_, port, _ := net.SplitHostPort(n.members.Address())
+	for _, name := range names {
+		if name != n.cfg.Name {
+			seeds = append(seeds, net.JoinHostPort(name, port))
+		}
+	}
+	return seeds
+}
+
+// gather is one look at the expected nodes: it joins a mesh where one of them
+// has one, and reports whether this node is to found.
+func (n *Node) gather(ctx context.Context, names []string) (founds bool, err error) {
+	others := map[string]string{} // name -> UUID
+	for _, p := range n.members.Peers() {
+		if p.ID == n.id() {
+			continue
+		}
+		hello, err := n.hello(ctx, p.ID)
+		switch {
+		case err != nil:
+			return false, fmt.Errorf("%s does not answer on its peer port: %w", p.Name, err)
+		case hello.Cluster != "":
+			return false, n.ask(ctx, p)
+		case hello.Name == n.cfg.Name || others[hello.Name] != "":
+			return false, fmt.Errorf("two nodes are called %s", hello.Name)
+		}
+		others[hello.Name] = p.ID
+	}
+	for _, name := range names {
+		if name != n.cfg.Name && others[name] == "" {
+			return false, fmt.Errorf("waiting for %s, one of --expect", name)
+		}
+	}
+	if names[0] != n.cfg.Name {
+		return false, fmt.Errorf("waiting for %s, the lowest name of --expect, to found the mesh", names[0])
+	}
+	for _, name := range names[1:] {
+		if err := n.door(ctx, http.MethodPost, others[name], promisePath, nil, new(greeting)); err != nil {
+			return false, fmt.Errorf("%s does not let this node found the mesh: %w", name, err)
+		}
+	}
+	return true, nil
+}
+
 // join asks the members that --join leads to until one lets this node in.
 func (n *Node) join(ctx context.Context) error {
 	return n.retry(ctx, func(ctx context.Context) error {
+		if len(n.catalog.Members()) > 0 {
+			return nil // the log on this disk, replayed by now, had it all
+		}
 		if len(n.cfg.Join) > 0 {
 			if _, err := n.members.Join(ctx, n.cfg.Join); err != nil {
 				if errors.Is(err, mesh.ErrSecret) {
@@ -196,6 +239,12 @@ type greeting struct {
 	Cluster string `json:"cluster"`
 }
 
+// request asks to be let in.
+type request struct {
+	metadata.Member
+	Blank bool `json:"blank"` // the node holds nothing of the mesh's log
+}
+
 // admission is the answer to a newcomer: the mesh, and who is in it.
 type admission struct {
 	Cluster metadata.Cluster  `json:"cluster"`
@@ -204,11 +253,11 @@ type admission struct {
 
 // ask asks one member to be let in, and enters its mesh.
 func (n *Node) ask(ctx context.Context, p mesh.Peer) error {
-	if own := n.folder.record.Cluster; own != "" && own != p.Cluster {
+	if own := n.folder.known().Cluster; own != "" && own != p.Cluster {
 		return final{fmt.Errorf("the data folder %s belongs to mesh %s, but %s (%s) to mesh %s: use another folder, or other --join addresses",
 			n.cfg.Data, own, p.Name, p.Addr, p.Cluster)}
 	}
-	body, err := json.Marshal(n.self())
+	body, err := json.Marshal(request{Member: n.self(), Blank: len(n.catalog.Status().Voters) == 0})
 	if err != nil {
 		return err
 	}

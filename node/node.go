@@ -68,7 +68,7 @@ func Run(ctx context.Context, cfg Config) error {
 func Start(ctx context.Context, cfg Config) (*Node, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
-		return nil, errors.Join(ErrConfig, err)
+		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	n := &Node{cfg: cfg, log: cfg.Log, fatal: make(chan error, 1)}
 	n.stopped = sync.OnceFunc(n.down)
@@ -127,21 +127,22 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 
 // openTrust reads the secret. A founder may make it; whoever joins must have it.
 func (n *Node) openTrust() error {
-	founds := len(n.cfg.Join) == 0 && len(n.cfg.Expect) == 0 && n.folder.record.Cluster == ""
+	founds := len(n.cfg.Join) == 0 && len(n.cfg.Expect) == 0 && n.folder.known().Cluster == ""
 	secret, err := readSecret(n.cfg.SecretFile, founds)
 	if err != nil {
 		return err
 	}
-	if n.trust, err = newTrust(secret, n.folder.record.ID, n.folder.key); err != nil {
+	if n.trust, err = newTrust(secret, n.folder.known().ID, n.folder.key); err != nil {
 		return err
 	}
-	return n.trust.enter(metadata.Cluster{ID: n.folder.record.Cluster, Epoch: n.folder.record.Epoch})
+	known := n.folder.known()
+	return n.trust.enter(metadata.Cluster{ID: known.Cluster, Epoch: known.Epoch})
 }
 
 func (n *Node) openPorts(ctx context.Context) (err error) {
 	if n.cfg.TLSCert != "" {
 		if n.pair, err = loadKeyPair(n.cfg.TLSCert, n.cfg.TLSKey, n.log); err != nil {
-			return errors.Join(ErrConfig, err)
+			return fmt.Errorf("%w: %w", ErrConfig, err)
 		}
 	}
 	if n.publicLn, err = listen("listen", n.cfg.Listen); err != nil {
@@ -159,12 +160,25 @@ func (n *Node) openPorts(ctx context.Context) (err error) {
 	return nil
 }
 
+// reserve is what blobs leave of the disk to the catalogue, whose log, state
+// and snapshots need room also while pushes are refused.
+const reserve = 1 << 30
+
 func (n *Node) openDisk() (*disk.Store, error) {
-	store, err := disk.Open(disk.Config{Dir: n.cfg.Data, Log: n.log, Fatal: n.fail})
+	size, err := disk.Size(n.cfg.Data)
 	if err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	if n.cfg.Weight < 0 {
+	reserve := int64(min(reserve, size/4))
+	store, err := disk.Open(disk.Config{Dir: n.cfg.Data, Reserve: reserve, Log: n.log, Fatal: n.fail})
+	if err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	// Of the reserve too most is gone: the catalogue could not open.
+	if free, _, err := store.Free(); err == nil && int64(free) < reserve/8 {
+		return store, fmt.Errorf("data folder %s: the disk is full, with %d MiB left: the node needs %d MiB to start", n.cfg.Data, free>>20, reserve/8>>20)
+	}
+	if n.cfg.Weight == OfDisk {
 		_, total, err := store.Free()
 		if err != nil {
 			return store, fmt.Errorf("data folder: %w", err)
@@ -182,7 +196,7 @@ func (n *Node) openGossip(ctx context.Context) (*mesh.Members, error) {
 	}
 	m, err := mesh.Start(ctx, mesh.Config{
 		ID:        n.id(),
-		Meta:      n.meta(n.folder.record.Cluster),
+		Meta:      n.meta(n.folder.known().Cluster),
 		Bind:      n.cfg.GossipListen,
 		Advertise: host,
 		Key:       n.trust.gossip,
@@ -264,8 +278,9 @@ func (n *Node) resolve(id string) (string, bool) {
 func (n *Node) servePeers() {
 	members := http.NewServeMux()
 	members.Handle("/metadata/", n.catalog.PeerHandler())
-	members.Handle("/blobs/", n.blobs.PeerHandler())
-	members.Handle("/uploads/", n.blobs.PeerHandler())
+	blobs := n.blobs.PeerHandler()
+	members.Handle("/blobs/", blobs)
+	members.Handle("/uploads/", blobs)
 	n.peers = publicServer(peerHandler(n.trust, members, n.doorHandler(), n.log), n.log)
 	n.running.Go(func() { _ = n.peers.Serve(n.port.http) })
 }
@@ -277,6 +292,7 @@ func (n *Node) servePublic() error {
 		Uploads: n.blobs,
 		Catalog: n.catalog,
 		Health:  n,
+		Room:    n.disk.Full,
 		Status:  func(context.Context) any { return n.Status() },
 		Metrics: n.metrics.handler(),
 		Observe: n.metrics.observe,

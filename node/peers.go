@@ -17,9 +17,10 @@ import (
 
 const (
 	handshakeTime = 10 * time.Second
-	// maxHandshakes bounds what strangers can make the peer port do at once;
-	// members wait in the kernel's queue behind them.
+	// maxHandshakes bounds what strangers can make the peer port do at once,
+	// and maxFromOne what one address can: its silence shuts nobody else out.
 	maxHandshakes = 256
+	maxFromOne    = 32
 	requestHeader = "X-Request-Id"
 )
 
@@ -33,10 +34,14 @@ type peerPort struct {
 	raft  *handoff
 	http  *handoff
 	done  sync.WaitGroup
+
+	mu       sync.Mutex     // guards the fields below
+	greeting map[string]int // handshakes under way, by address
+	told     time.Time      // when a refusal was last told as a warning
 }
 
 func newPeerPort(ln net.Listener, t *trust, log *slog.Logger) *peerPort {
-	p := &peerPort{ln: ln, trust: t, log: log, raft: newHandoff(ln.Addr()), http: newHandoff(ln.Addr())}
+	p := &peerPort{ln: ln, trust: t, log: log, raft: newHandoff(ln.Addr()), http: newHandoff(ln.Addr()), greeting: map[string]int{}}
 	p.done.Go(p.accept)
 	return p
 }
@@ -61,12 +66,46 @@ func (p *peerPort) accept() {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
+		host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+		if !p.count(host, 1) {
+			_ = conn.Close()
+			continue
+		}
 		slots <- struct{}{}
 		p.done.Go(func() {
-			defer func() { <-slots }()
+			defer func() {
+				p.count(host, -1)
+				<-slots
+			}()
 			p.greet(conn)
 		})
 	}
+}
+
+// count adds a handshake with host, or takes it back, and reports whether that
+// is within bounds.
+func (p *peerPort) count(host string, n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n > 0 && p.greeting[host] >= maxFromOne {
+		return false
+	}
+	if p.greeting[host] += n; p.greeting[host] == 0 {
+		delete(p.greeting, host)
+	}
+	return true
+}
+
+// refused tells of a refusal: once a second at most as a warning, since
+// strangers can cause any number.
+func (p *peerPort) refused(from net.Addr, reason error) {
+	p.mu.Lock()
+	level := slog.LevelDebug
+	if now := time.Now(); now.Sub(p.told) > time.Second {
+		p.told, level = now, slog.LevelWarn
+	}
+	p.mu.Unlock()
+	p.log.Log(context.Background(), level, "peer refused", "from", from.String(), "reason", reason.Error())
 }
 
 // greet does the handshake. Strangers who know the secret get as far as HTTP,
@@ -81,7 +120,7 @@ func (p *peerPort) greet(conn net.Conn) {
 		return nil
 	}))
 	if err := tc.HandshakeContext(ctx); err != nil {
-		p.log.Warn("peer refused", "from", conn.RemoteAddr().String(), "reason", err.Error())
+		p.refused(conn.RemoteAddr(), err)
 		_ = conn.Close()
 		return
 	}

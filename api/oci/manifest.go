@@ -3,9 +3,11 @@ package oci
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -59,11 +61,44 @@ type document struct {
 	MediaType     string            `json:"mediaType"`
 	ArtifactType  string            `json:"artifactType"`
 	Config        *Descriptor       `json:"config"`
-	Layers        []Descriptor      `json:"layers"`
-	Manifests     []Descriptor      `json:"manifests"`
+	Layers        descriptors       `json:"layers"`
+	Manifests     descriptors       `json:"manifests"`
 	Subject       *Descriptor       `json:"subject"`
 	Annotations   map[string]string `json:"annotations"`
 	FSLayers      json.RawMessage   `json:"fsLayers"` // schema 1
+}
+
+// descriptors is a list that is read one by one and given up at the first that
+// is none: a body of a few MiB must not become a list of a million nothings.
+// It is nil where the field is absent or null.
+type descriptors []Descriptor
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (ds *descriptors) UnmarshalJSON(b []byte) error {
+	if string(b) == "null" {
+		return nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if open, err := dec.Token(); err != nil || open != json.Delim('[') {
+		return errors.New("not a list of descriptors")
+	}
+	*ds = descriptors{}
+	for dec.More() {
+		// What a registry looks at; Descriptor itself is many times as large.
+		var d struct {
+			MediaType string        `json:"mediaType"`
+			Digest    digest.Digest `json:"digest"`
+			Size      int64         `json:"size"`
+		}
+		if err := dec.Decode(&d); err != nil {
+			return err
+		}
+		if d.Digest == "" {
+			return errors.New("a descriptor without a digest")
+		}
+		*ds = append(*ds, Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
+	}
+	return nil
 }
 
 // ParseManifest reads the manifest body, whose digest the caller has computed
@@ -74,6 +109,9 @@ type document struct {
 // media types of header and body must agree, an image must not list manifests
 // nor an index layers, and no key may occur twice.
 func ParseManifest(mediaType string, d digest.Digest, body []byte) (Manifest, error) {
+	if !utf8.Valid(body) { // encoding/json mends it, other readers do otherwise
+		return Manifest{}, ErrManifestInvalid.Because("not UTF-8")
+	}
 	var doc document
 	if err := json.Unmarshal(body, &doc); err != nil {
 		return Manifest{}, ErrManifestInvalid.Because("%v", err)
@@ -227,9 +265,12 @@ func checkValue(dec *json.Decoder, fold func(string) string) error {
 	if !ok {
 		return nil
 	}
-	seen := map[string]bool{}
+	var seen map[string]bool
 	for dec.More() {
 		if open == '{' {
+			if seen == nil {
+				seen = map[string]bool{}
+			}
 			token, err := dec.Token()
 			if err != nil {
 				return err

@@ -25,6 +25,9 @@ mesh of any member named there, and needs that mesh's secret.
 Each flag may also be given in the environment: --peer-listen is
 FLOTILLA_PEER_LISTEN. The command line wins.`,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if cfg.Replicas < 1 { // 0 is node.Config's way to say nothing
+				return usageError{fmt.Errorf("--replicas %d: want 1 to 15", cfg.Replicas)}
+			}
 			cfg.Version = version()
 			cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 			err := node.Run(c.Context(), cfg)
@@ -53,13 +56,13 @@ func serveFlags(f *pflag.FlagSet, cfg *node.Config) {
 	f.StringSliceVar(&cfg.Join, "join", nil, "gossip addresses of any members; DNS names may have several records; retried for ever")
 	f.StringSliceVar(&cfg.Expect, "expect", nil, "names of the first nodes, for orchestrators: a mesh of theirs is joined, else the lowest name founds")
 	f.StringVar(&cfg.Zone, "zone", "default", "site or datacenter")
-	f.Int64Var(&cfg.Weight, "weight", -1, "share of the blobs it owns, in GiB; 0 owns none (default GiB of the data disk)")
+	f.Int64Var(&cfg.Weight, "weight", node.OfDisk, "share of the blobs it owns, in GiB; 0 owns none (default GiB of the data disk)")
 	f.IntVar(&cfg.Replicas, "replicas", 3, "copies of each blob, mesh-wide; the founder's counts")
 	f.StringVar(&cfg.SecretFile, "secret-file", "", "the join secret, base64 of at least 32 random bytes (default <data>/mesh.secret, made by the founder)")
 	f.StringVar(&cfg.CacheSize, "cache-size", "80%", "ceiling for copies that the node need not hold")
 	f.StringVar(&cfg.TagReads, "tag-reads", "linearizable", "linearizable, strict (503 rather than a degraded answer) or local (at once, as old as this replica)")
 	f.BoolVar(&cfg.AllowSparse, "allow-sparse", false, "images may be pushed before their blobs, mesh-wide; the founder's counts")
-	f.Lookup("weight").DefValue = ""
+	f.Lookup("weight").DefValue = "0" // which the help leaves out: the text says what it is
 }
 
 // fromEnvironment sets each flag that the command line left alone from its

@@ -19,7 +19,15 @@ import (
 // blob is. It must give up when ctx ends. It is called again, with the offset
 // reached, when the body it returned fails, ends early or falls silent; it
 // should then turn to another holder. Its own error ends the fill.
+//
+// A body that is a contributor is told when its blob turned out wrong.
 type Source = func(ctx context.Context, off int64) (body io.ReadCloser, size int64, err error)
+
+// contributor is a body whose owner wants to know whom not to ask again. Where
+// the blob turns out wrong, Lied is called, after Close, on each body that sent
+// a part of it, and on the first, which said how large it is. Nobody can tell
+// which of several it was.
+type contributor interface{ Lied() }
 
 // holdBack is how much of a blob's end no reader sees until the whole is
 // verified: nobody ever holds a complete blob of wrong bytes.
@@ -98,7 +106,7 @@ func (s *Store) join(ctx context.Context, d digest.Digest, src Source) (*reader,
 	if !errors.Is(err, oci.ErrBlobUnknown) {
 		return nil, nil, err
 	}
-	if err := s.writable(0); err != nil {
+	if err := s.writable(-1); err != nil {
 		return nil, nil, err
 	}
 	if s.fills.stopped {
@@ -178,6 +186,9 @@ func (s *Store) download(ctx context.Context, f *fill, src Source) error {
 	}
 	if digest.NewDigest(f.digest.Algorithm(), h) != f.digest {
 		s.stats.lied.Add(1)
+		for _, c := range f.from {
+			c.Lied()
+		}
 		return lied(f.digest)
 	}
 	f.verified() // readers need the bytes to be right, not to be durable here
@@ -195,6 +206,12 @@ func (s *Store) stream(ctx context.Context, f *fill, w *inflow, src Source) erro
 	}
 	watched := watch(ctx, cancel, body, s.cfg.SourceSilence)
 	defer watched.close()
+	first, off := w.file == nil, w.size
+	defer func() {
+		if c, ok := body.(contributor); ok && (first || w.size > off) {
+			f.from = append(f.from, c)
+		}
+	}()
 	if w.file == nil {
 		if err := s.begin(f, w, size); err != nil {
 			return err

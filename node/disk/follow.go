@@ -28,8 +28,9 @@ func lied(d digest.Digest) error {
 type fill struct {
 	digest digest.Digest
 	cancel context.CancelFunc
-	ready  chan struct{} // closed once file and size are known, or err is
+	ready  chan struct{} // closed once file and size are known, or err is; of an empty blob at the end
 	stats  *counters
+	from   []contributor // to what was written; run's alone
 
 	mu    sync.Mutex
 	moved sync.Cond // bytes were released, the end came, or a reader was closed
@@ -53,7 +54,9 @@ func (f *fill) begin(file *os.File, size int64) {
 	f.mu.Lock()
 	f.file, f.size = file, size
 	f.mu.Unlock()
-	close(f.ready)
+	if size > 0 { // else nothing would hold readers back until it is verified
+		close(f.ready)
+	}
 }
 
 // advance releases bytes to the readers.
@@ -80,9 +83,10 @@ func (f *fill) end(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ended, f.err = true, err
-	if f.file == nil {
+	if f.size == 0 {
 		close(f.ready)
-	} else if err != nil {
+	}
+	if f.file != nil && err != nil {
 		_ = os.Remove(f.file.Name())
 	}
 	if err == nil {
@@ -116,8 +120,8 @@ func (f *fill) follow() *reader {
 }
 
 // Follow returns a reader of the growing copy of d, if there is one that has
-// more than ahead bytes (below zero: any whose size is known); or of the whole
-// blob, for one that has just been completed.
+// more than ahead bytes; or of the whole blob, for one that has just been
+// completed.
 func (s *Store) Follow(d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool) {
 	s.fills.mu.Lock()
 	f := s.fills.byDigest[d]
@@ -138,7 +142,7 @@ func (s *Store) Follow(d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, 
 		return file, size, true
 	}
 	f.mu.Lock()
-	size, fit := f.size, f.file != nil && f.err == nil && f.written > ahead
+	size, fit := f.size, f.err == nil && f.written > ahead
 	f.mu.Unlock()
 	if !fit {
 		_ = r.Close()

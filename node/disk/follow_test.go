@@ -267,7 +267,7 @@ func TestFollow(t *testing.T) {
 	s := newStore(t, Config{})
 	b, d := content(size)
 	_, other := content(7)
-	if _, _, ok := s.Follow(d, -1); ok {
+	if _, _, ok := s.Follow(d, 0); ok {
 		t.Fatal("a copy of nothing")
 	}
 	answer := make(chan struct{})
@@ -282,7 +282,7 @@ func TestFollow(t *testing.T) {
 		filled <- err
 	}()
 	eventually(t, "the fill runs", func() bool { return s.Stats().FillsActive == 1 })
-	if _, _, ok := s.Follow(d, -1); ok {
+	if _, _, ok := s.Follow(d, 0); ok {
 		t.Fatal("a copy without a size")
 	}
 	close(answer)
@@ -300,8 +300,8 @@ func TestFollow(t *testing.T) {
 		ahead  int64
 		want   bool
 	}{
-		{string(d), -1, true}, {string(d), 0, true}, {string(d), 999, true}, {string(d), 1000, false}, {string(d), size, false},
-		{string(other), -1, false}, {"sha256:x", -1, false},
+		{string(d), 0, true}, {string(d), 999, true}, {string(d), 1000, false}, {string(d), size, false},
+		{string(other), 0, false}, {"sha256:x", 0, false},
 	} {
 		t.Run(fmt.Sprint(tt.digest[:8], " ahead of ", tt.ahead), func(t *testing.T) {
 			wantFollow(t, s, tt.digest, tt.ahead, tt.want)

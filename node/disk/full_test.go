@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -147,5 +149,66 @@ func TestFreeIsReal(t *testing.T) {
 	free, total, err := s.Free()
 	if err != nil || free == 0 || free > total {
 		t.Fatalf("Free = %d, %d, %v", free, total, err)
+	}
+}
+
+// Writers at once draw from one account: however many there are, they stop
+// above the reserve, and do not stop long before it.
+func TestManyWritersLeaveReserve(t *testing.T) {
+	const writers, above, each = 64, 24 * mib, mib
+	s := newStore(t, Config{Reserve: 8 * mib})
+	s.sys.space = func(string) (uint64, uint64, error) {
+		return uint64(max(8*mib+above-s.Stats().BytesWritten, 0)), 1 << 40, nil
+	}
+	_, d := content(10)
+	var all sync.WaitGroup
+	begun := make(chan struct{})
+	var first atomic.Int64
+	for range writers {
+		all.Go(func() {
+			wait := readerFunc(func([]byte) (int, error) {
+				if first.Add(1) == writers { // each has written its first piece
+					close(begun)
+				}
+				<-begun
+				return 0, io.EOF
+			})
+			err := s.Put(t.Context(), d, -1, io.MultiReader(zeros(smallBuffer), wait, zeros(each)))
+			if err == nil {
+				t.Error("stored zeros under another digest")
+			}
+		})
+	}
+	all.Wait()
+	written := s.Stats().BytesWritten
+	if written > above || written < above-writers*smallBuffer-largeBuffer {
+		t.Errorf("%d bytes written where %d may be", written, above)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// Full is said exactly when a write of unknown length is refused.
+func TestFullMeansRefused(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		left uint64
+		full bool
+	}{
+		{"nothing left", 0, true},
+		{"less than a piece", smallBuffer - 1, true},
+		{"a piece", smallBuffer, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newStore(t, Config{Reserve: 8 * mib})
+			s.sys.space = func(string) (uint64, uint64, error) { return 8*mib + tt.left, 100 * mib, nil }
+			b, d := content(smallBuffer)
+			full, err := s.Full(), s.Put(t.Context(), d, -1, bytes.NewReader(b))
+			if errors.Is(full, oci.ErrDiskFull) != tt.full || errors.Is(err, oci.ErrDiskFull) != tt.full {
+				t.Errorf("Full = %v, Put = %v", full, err)
+			}
+		})
 	}
 }

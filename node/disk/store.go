@@ -82,6 +82,7 @@ type Store struct {
 
 	failed  atomic.Pointer[error] // the failed sync after which nothing is written
 	closed  atomic.Bool
+	account account // of the space that may be written
 	buffers buffers
 	locks   locks     // held from a blob's rename until it is durable, and while its use is marked
 	folders folders   // shares folder syncs

@@ -79,7 +79,7 @@ func (s *Store) start(repo string, alg digest.Algorithm) (*upload, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.writable(0); err != nil {
+	if err := s.writable(-1); err != nil {
 		return nil, err
 	}
 	up := &upload{id: randomID(), repo: repo, algorithm: alg, hash: h, busy: make(chan struct{})}
@@ -201,7 +201,7 @@ func (s *Store) resume(ctx context.Context, up *upload, off int64) (*inflow, err
 	if off >= 0 && off != up.size.Load() {
 		return nil, oci.ErrUploadOutOfOrder
 	}
-	if err := s.writable(0); err != nil {
+	if err := s.writable(-1); err != nil {
 		return nil, err
 	}
 	f, err := openFile(s.uploadPath(up), os.O_RDWR|os.O_CREATE)

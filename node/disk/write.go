@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math"
 	"os"
 	"sync"
 
@@ -13,8 +14,8 @@ import (
 )
 
 const (
-	// grantSize is how much may be written before the free space is looked at
-	// again.
+	// grantSize is how much all writers together may write before the free
+	// space is looked at again.
 	grantSize = 16 << 20
 	// flushSize is how much gathers in memory before the kernel is asked to
 	// begin writing it out, so that the sync at the end has little left to do:
@@ -33,7 +34,6 @@ type inflow struct {
 	file  *os.File
 	hash  hash.Hash
 	size  int64            // bytes in the file; hash has seen exactly these
-	grant int64            // bytes that may still be written before the disk is asked again
 	begun int64            // bytes that the kernel was asked to begin writing out
 	wrote func(size int64) // nil, or told the size reached after every write
 	eager bool             // somebody follows: pieces are written as they come, not gathered
@@ -107,13 +107,14 @@ func (w *inflow) read(r io.Reader, buf []byte) (n int, err error) {
 }
 
 func (s *Store) write(w *inflow, p []byte) error {
-	if err := s.room(w, int64(len(p))); err != nil {
+	if err := s.draw(int64(len(p))); err != nil {
 		return err
 	}
 	n, err := w.file.WriteAt(p, w.size)
 	_, _ = w.hash.Write(p[:n]) // a hash never errs
 	w.size += int64(n)
 	s.stats.written.Add(int64(n))
+	s.account.landed(int64(len(p)))
 	if w.size-w.begun >= flushSize {
 		beginFlush(w.file, w.begun, w.size-w.begun)
 		w.begun = w.size
@@ -127,26 +128,57 @@ func (s *Store) write(w *inflow, p []byte) error {
 	return nil
 }
 
-// room takes n bytes from w's grant, renewing it from the space above the
-// reserve. Writers do not see each other's grants, so that many of them may
-// together overrun the reserve by up to grantSize each before they notice.
-func (s *Store) room(w *inflow, n int64) error {
-	if w.grant < n {
-		free, _, err := s.sys.space(s.cfg.Dir)
+// account is the space above the reserve, from which all writers draw piece by
+// piece: none of them sets aside what it may never write, and together they
+// cannot touch the reserve. Only what others write beside the Store is seen
+// late, by at most one grant.
+type account struct {
+	mu     sync.Mutex
+	grant  int64 // may be taken before the disk is asked again
+	flying int64 // taken, but not known to be in a file yet
+}
+
+// draw takes n bytes that are about to be written; landed ends that.
+func (s *Store) draw(n int64) error {
+	a := &s.account
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.grant < n {
+		above, err := s.above()
 		if err != nil {
-			return oci.ErrUnavailable.Wrap(err)
+			return err
 		}
-		if free < uint64(s.cfg.Reserve)+uint64(n) {
-			return oci.ErrDiskFull
-		}
-		w.grant = int64(min(free-uint64(s.cfg.Reserve), grantSize))
+		a.grant = min(above, grantSize)
 	}
-	w.grant -= n
+	if a.grant < n {
+		return oci.ErrDiskFull
+	}
+	a.grant -= n
+	a.flying += n
 	return nil
 }
 
+// landed says that n bytes taken show in the free space, or never will.
+func (a *account) landed(n int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.flying -= n
+}
+
+// above measures what is left above the reserve, below zero where that is
+// touched. The account is held, so that no piece starts or lands meanwhile;
+// those under way may count twice, never not at all.
+func (s *Store) above() (int64, error) {
+	free, _, err := s.sys.space(s.cfg.Dir)
+	if err != nil {
+		return 0, oci.ErrUnavailable.Wrap(err)
+	}
+	return int64(min(free, math.MaxInt64)) - s.cfg.Reserve - s.account.flying, nil
+}
+
 // writable refuses a write before it begins: on a Store that failed or is
-// closed, or where n bytes (below zero: not known) would reach the reserve.
+// closed, or where n bytes (below zero: not known, but a first piece at least)
+// would reach the reserve.
 func (s *Store) writable(n int64) error {
 	if err := s.sound(); err != nil {
 		return err
@@ -154,11 +186,16 @@ func (s *Store) writable(n int64) error {
 	if s.closed.Load() {
 		return oci.ErrUnavailable.Because("shutting down")
 	}
-	free, _, err := s.sys.space(s.cfg.Dir)
-	if err != nil {
-		return oci.ErrUnavailable.Wrap(err)
+	if n < 0 {
+		n = smallBuffer
 	}
-	if free < uint64(s.cfg.Reserve)+uint64(max(n, 0)) {
+	s.account.mu.Lock()
+	defer s.account.mu.Unlock()
+	above, err := s.above()
+	if err != nil {
+		return err
+	}
+	if above < n {
 		return oci.ErrDiskFull
 	}
 	return nil
@@ -174,10 +211,10 @@ func (s *Store) Free() (free, total uint64, err error) {
 	return free, total, nil
 }
 
-// Full returns ErrDiskFull while the reserve is touched, so that writes are
+// Full returns ErrDiskFull while a write that does not say how long it gets is
 // refused, and an error too after a failed sync.
 func (s *Store) Full() error {
-	if err := s.writable(0); err != nil {
+	if err := s.writable(-1); err != nil {
 		return fmt.Errorf("check disk: %w", err)
 	}
 	return nil

@@ -28,3 +28,12 @@ func lockFile(name string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// syncFolder makes the names in dir durable.
+func syncFolder(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
