@@ -18,7 +18,7 @@ type pass struct {
 // the catalogue need to stay what they are.
 func (n *Node) passes() []pass {
 	return []pass{
-		{"expire uploads", 10 * time.Minute, func(context.Context) { n.disk.Sweep(time.Now()) }},
+		{"expire uploads", time.Minute, func(context.Context) { n.disk.Sweep(time.Now()) }},
 		{"drop lent pins", 10 * time.Second, func(context.Context) { n.dropLentPins() }},
 	}
 }

@@ -100,7 +100,7 @@ func (d devMesh) config(i int, started []*node.Node) (node.Config, error) {
 		Quick:        true,
 		Drain:        time.Second,
 		Version:      version(),
-		Log:          slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})).With("node", name),
+		Log:          slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})).With("node", name),
 	}
 	if len(started) > 0 {
 		cfg.Join = []string{started[0].GossipAddr()}
@@ -139,8 +139,8 @@ func (d devMesh) welcome(out io.Writer, nodes []*node.Node) {
   skopeo inspect --tls-verify=false docker://%[2]s/image:v1
   crane copy alpine %[1]s/alpine && crane digest %[2]s/alpine
 
-  flotilla status --server http://%[2]s
+  %[4]s status --server http://%[2]s
 
 Data in %[3]s. Ctrl-C ends it.
-`, a, b, d.data)
+`, a, b, d.data, os.Args[0])
 }

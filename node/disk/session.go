@@ -180,12 +180,16 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
+// emptyTTL is UploadTTL for a session that never got a byte: anybody can open
+// thousands of them in a second, and there is nothing in them to come back for.
+const emptyTTL = 10 * time.Minute
+
 // Sweep drops the uploads and marks that nobody has used for UploadTTL before
-// now, and files that no one will come back to. It returns how many uploads
+// now, or emptyTTL, and files that no one will come back to. It returns how many uploads
 // and marks went.
 func (s *Store) Sweep(now time.Time) (expired int) {
 	deadline := now.Add(-s.cfg.UploadTTL)
-	for _, up := range s.ups.expire(deadline) {
+	for _, up := range s.ups.expire(deadline, now.Add(-min(emptyTTL, s.cfg.UploadTTL))) {
 		s.drop(up)
 		s.release(up)
 		s.stats.uploadsExpired.Add(1)
@@ -202,12 +206,15 @@ func (s *Store) Sweep(now time.Time) (expired int) {
 	return expired
 }
 
-// expire acquires every idle session last used before deadline.
-func (u *uploads) expire(deadline time.Time) (old []*upload) {
+// expire acquires every idle session last used before deadline, and of those
+// without a byte, which cost a client nothing to open, each that was last used
+// before emptyDeadline.
+func (u *uploads) expire(deadline, emptyDeadline time.Time) (old []*upload) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, up := range u.byID {
-		if up.busy == nil && up.used.Before(deadline) {
+		empty := up.size.Load() == 0 && up.done == ""
+		if up.busy == nil && (up.used.Before(deadline) || empty && up.used.Before(emptyDeadline)) {
 			up.busy = make(chan struct{})
 			old = append(old, up)
 		}

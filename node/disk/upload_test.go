@@ -372,3 +372,22 @@ func TestSweep(t *testing.T) {
 	wantSize(t, s, busy, 10)
 	wantFiles(t, s, 3) // the blob, the busy upload and its record
 }
+
+// TestEmptySessionsGoSooner: a session that never got a byte is cheap to open
+// and holds nothing, so thousands of them do not stay for a day.
+func TestEmptySessionsGoSooner(t *testing.T) {
+	s := newStore(t, Config{MaxUploads: 2})
+	empty, begun := start(t, s, digest.SHA256), start(t, s, digest.SHA256)
+	if _, err := s.Append(t.Context(), begun, 0, strings.NewReader("x")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Start(t.Context(), "r", digest.SHA256)
+	wantErr(t, err, oci.ErrTooManyRequests)
+	if n := s.Sweep(time.Now().Add(2 * emptyTTL)); n != 1 {
+		t.Fatalf("%d swept, want the empty one", n)
+	}
+	_, err = s.Size(t.Context(), empty)
+	wantErr(t, err, oci.ErrUploadUnknown)
+	wantSize(t, s, begun, 1)
+	start(t, s, digest.SHA256)
+}

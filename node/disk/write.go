@@ -46,9 +46,13 @@ type bodyError struct{ err error }
 func (e *bodyError) Error() string { return e.err.Error() }
 func (e *bodyError) Unwrap() error { return e.err }
 
-// asUpload says of a client's body what went wrong in the client's words.
+// asUpload says of a client's body what went wrong in the client's words; a
+// body that knows better keeps its own.
 func asUpload(err error) error {
 	if body := (*bodyError)(nil); errors.As(err, &body) {
+		if known := (*oci.Error)(nil); errors.As(body.err, &known) {
+			return body.err
+		}
 		return oci.ErrUploadInvalid.Because("the body ended early").Wrap(body.err)
 	}
 	return err
