@@ -35,10 +35,18 @@ func (s *server) routes() http.Handler {
 		name, path string
 		on         methods
 	}{
-		{"health", "/healthz", methods{"GET": s.alive}},
-		{"ready", "/readyz", methods{"GET": s.ready}},
-		{"metrics", "/metrics", methods{"GET": s.metrics}},
-		{"status", "/flotilla/v1/status", methods{"GET": s.status}},
+		// mux tries them in turn, so what clients ask for most comes first.
+		{"manifest", "/v2/{name:.+}/manifests/{reference:[^/]+}", methods{
+			"GET": s.getManifest, "PUT": s.putManifest, "DELETE": s.deleteManifest,
+		}},
+		{"uploads", "/v2/{name:.+}/blobs/uploads", methods{"POST": s.startUpload}}, // before blob, which would take "uploads" for a digest
+		{"blob", "/v2/{name:.+}/blobs/{digest:[^/]+}", methods{"GET": s.getBlob, "DELETE": s.deleteBlob}},
+		{"uploads", "/v2/{name:.+}/blobs/uploads/", methods{"POST": s.startUpload}},
+		{"upload", "/v2/{name:.+}/blobs/uploads/{id:[^/]+}", methods{
+			"GET": s.getUpload, "PATCH": s.appendUpload, "PUT": s.finishUpload, "DELETE": s.cancelUpload,
+		}},
+		{"tags", "/v2/{name:.+}/tags/list", methods{"GET": s.listTags}},
+		{"referrers", "/v2/{name:.+}/referrers/{digest:[^/]+}", methods{"GET": s.listReferrers}},
 
 		{"base", "/v2", methods{"GET": s.base}},
 		{"base", "/v2/", methods{"GET": s.base}},
@@ -47,17 +55,10 @@ func (s *server) routes() http.Handler {
 		{"extensions", "/v2/{name:.+}/_oci/ext/discover", methods{"GET": s.listExtensions}},
 		{"status", "/v2/_flotilla/mesh/status", methods{"GET": s.status}},
 
-		{"tags", "/v2/{name:.+}/tags/list", methods{"GET": s.listTags}},
-		{"referrers", "/v2/{name:.+}/referrers/{digest:[^/]+}", methods{"GET": s.listReferrers}},
-		{"manifest", "/v2/{name:.+}/manifests/{reference:[^/]+}", methods{
-			"GET": s.getManifest, "PUT": s.putManifest, "DELETE": s.deleteManifest,
-		}},
-		{"uploads", "/v2/{name:.+}/blobs/uploads", methods{"POST": s.startUpload}},
-		{"uploads", "/v2/{name:.+}/blobs/uploads/", methods{"POST": s.startUpload}},
-		{"upload", "/v2/{name:.+}/blobs/uploads/{id:[^/]+}", methods{
-			"GET": s.getUpload, "PATCH": s.appendUpload, "PUT": s.finishUpload, "DELETE": s.cancelUpload,
-		}},
-		{"blob", "/v2/{name:.+}/blobs/{digest:[^/]+}", methods{"GET": s.getBlob, "DELETE": s.deleteBlob}},
+		{"health", "/healthz", methods{"GET": s.alive}},
+		{"ready", "/readyz", methods{"GET": s.ready}},
+		{"metrics", "/metrics", methods{"GET": s.metrics}},
+		{"status", "/flotilla/v1/status", methods{"GET": s.status}},
 	} {
 		m.Path(row.path).Handler(s.endpoint(row.name, row.on))
 	}
