@@ -131,7 +131,7 @@ func TestPlaceReplacesOwners(t *testing.T) {
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			c := newCluster(t, option{replicas: 2, patience: mesh.Patience{Stall: 200 * time.Millisecond, Durable: 300 * time.Millisecond}}, "-a", "a", "a", "a")
+			c := newCluster(t, option{replicas: 2, patience: mesh.Patience{Stall: time.Second, Durable: 3 * time.Second}}, "-a", "a", "a", "a") // a busy disk takes its time, too
 			bad := c.nodes[1]
 			size := 1000
 			if row.name == "takes no bytes" {
