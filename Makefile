@@ -18,7 +18,8 @@ build: ## build the programs into bin/
 	@CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
 
 test: ## run every test with the race detector (needs a C compiler)
-	@go test -race -timeout $(GOTEST_TIMEOUT) ./... 2>&1 | awk '\
+	@go build -race ./... # by all cores; the tests then run a package at a time, since elections and disks are timed
+	@go test -race -p 1 -timeout $(GOTEST_TIMEOUT) ./... 2>&1 | awk '\
 	  /\[no test files\]/ { next } \
 	  { print; fflush() } \
 	  /^ok  / { ok++ } \
