@@ -39,7 +39,12 @@ type Command struct {
 	//	*Command_Manifest
 	//	*Command_Untag
 	//	*Command_Unmanifest
+	//	*Command_Expire
 	//	*Command_Member
+	//	*Command_Lost
+	//	*Command_Standing
+	//	*Command_Policy
+	//	*Command_Recover
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -155,10 +160,55 @@ func (x *Command) GetUnmanifest() *Unmanifest {
 	return nil
 }
 
+func (x *Command) GetExpire() *Expire {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Expire); ok {
+			return x.Expire
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetMember() *Member {
 	if x != nil {
 		if x, ok := x.Op.(*Command_Member); ok {
 			return x.Member
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetLost() *Lost {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Lost); ok {
+			return x.Lost
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetStanding() *Standing {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Standing); ok {
+			return x.Standing
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetPolicy() *Policy {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Policy); ok {
+			return x.Policy
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRecover() *Recover {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Recover); ok {
+			return x.Recover
 		}
 	}
 	return nil
@@ -188,8 +238,28 @@ type Command_Unmanifest struct {
 	Unmanifest *Unmanifest `protobuf:"bytes,9,opt,name=unmanifest,proto3,oneof"`
 }
 
+type Command_Expire struct {
+	Expire *Expire `protobuf:"bytes,10,opt,name=expire,proto3,oneof"`
+}
+
 type Command_Member struct {
 	Member *Member `protobuf:"bytes,11,opt,name=member,proto3,oneof"`
+}
+
+type Command_Lost struct {
+	Lost *Lost `protobuf:"bytes,12,opt,name=lost,proto3,oneof"`
+}
+
+type Command_Standing struct {
+	Standing *Standing `protobuf:"bytes,13,opt,name=standing,proto3,oneof"`
+}
+
+type Command_Policy struct {
+	Policy *Policy `protobuf:"bytes,14,opt,name=policy,proto3,oneof"`
+}
+
+type Command_Recover struct {
+	Recover *Recover `protobuf:"bytes,15,opt,name=recover,proto3,oneof"`
 }
 
 func (*Command_Link) isCommand_Op() {}
@@ -202,7 +272,17 @@ func (*Command_Untag) isCommand_Op() {}
 
 func (*Command_Unmanifest) isCommand_Op() {}
 
+func (*Command_Expire) isCommand_Op() {}
+
 func (*Command_Member) isCommand_Op() {}
+
+func (*Command_Lost) isCommand_Op() {}
+
+func (*Command_Standing) isCommand_Op() {}
+
+func (*Command_Policy) isCommand_Op() {}
+
+func (*Command_Recover) isCommand_Op() {}
 
 // Link makes a blob part of a repository: pushed, or mounted from another.
 type Link struct {
@@ -739,11 +819,359 @@ func (x *Cluster) GetAllowSparse() bool {
 	return false
 }
 
+// Expire drops names that have outlived their use. The proposer found them; each
+// is looked at again when the entry is applied, and stays where it was used
+// meanwhile.
+type Expire struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	LinksBefore    int64                  `protobuf:"varint,1,opt,name=links_before,json=linksBefore,proto3" json:"links_before,omitempty"`          // log time: links unused since then, and named by no manifest of their repository
+	UntaggedBefore int64                  `protobuf:"varint,2,opt,name=untagged_before,json=untaggedBefore,proto3" json:"untagged_before,omitempty"` // log time: manifests without a tag since then; 0 keeps them
+	Links          []*Name                `protobuf:"bytes,3,rep,name=links,proto3" json:"links,omitempty"`
+	Manifests      []*Name                `protobuf:"bytes,4,rep,name=manifests,proto3" json:"manifests,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Expire) Reset() {
+	*x = Expire{}
+	mi := &file_command_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Expire) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Expire) ProtoMessage() {}
+
+func (x *Expire) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Expire.ProtoReflect.Descriptor instead.
+func (*Expire) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Expire) GetLinksBefore() int64 {
+	if x != nil {
+		return x.LinksBefore
+	}
+	return 0
+}
+
+func (x *Expire) GetUntaggedBefore() int64 {
+	if x != nil {
+		return x.UntaggedBefore
+	}
+	return 0
+}
+
+func (x *Expire) GetLinks() []*Name {
+	if x != nil {
+		return x.Links
+	}
+	return nil
+}
+
+func (x *Expire) GetManifests() []*Name {
+	if x != nil {
+		return x.Manifests
+	}
+	return nil
+}
+
+// Name is a digest in a repository.
+type Name struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repo          string                 `protobuf:"bytes,1,opt,name=repo,proto3" json:"repo,omitempty"`
+	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Name) Reset() {
+	*x = Name{}
+	mi := &file_command_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Name) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Name) ProtoMessage() {}
+
+func (x *Name) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Name.ProtoReflect.Descriptor instead.
+func (*Name) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Name) GetRepo() string {
+	if x != nil {
+		return x.Repo
+	}
+	return ""
+}
+
+func (x *Name) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+// Lost records that no member holds a blob any more, or that one turned up
+// again. A blob that was linked at or after `since` (log time) was pushed
+// meanwhile and is not lost.
+type Lost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Since         int64                  `protobuf:"varint,2,opt,name=since,proto3" json:"since,omitempty"`
+	Found         bool                   `protobuf:"varint,3,opt,name=found,proto3" json:"found,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lost) Reset() {
+	*x = Lost{}
+	mi := &file_command_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lost) ProtoMessage() {}
+
+func (x *Lost) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lost.ProtoReflect.Descriptor instead.
+func (*Lost) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Lost) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Lost) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Lost) GetFound() bool {
+	if x != nil {
+		return x.Found
+	}
+	return false
+}
+
+// Standing says whether a member owns blobs: one that is out, or draining, does
+// not.
+type Standing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Out           bool                   `protobuf:"varint,2,opt,name=out,proto3" json:"out,omitempty"`
+	Draining      bool                   `protobuf:"varint,3,opt,name=draining,proto3" json:"draining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Standing) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Standing) GetOut() bool {
+	if x != nil {
+		return x.Out
+	}
+	return false
+}
+
+func (x *Standing) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+// Policy is what the mesh does with names by itself.
+type Policy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UntaggedAfter int64                  `protobuf:"varint,1,opt,name=untagged_after,json=untaggedAfter,proto3" json:"untagged_after,omitempty"` // nanoseconds that a manifest without a tag is kept; 0 keeps it for ever
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_command_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Policy) GetUntaggedAfter() int64 {
+	if x != nil {
+		return x.UntaggedAfter
+	}
+	return 0
+}
+
+// Recover begins a new epoch after the quorum was lost for good: members that
+// are not named are buried.
+type Recover struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // the new one; refused unless it is the next
+	Keep          []string               `protobuf:"bytes,2,rep,name=keep,proto3" json:"keep,omitempty"`    // member ids
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recover) Reset() {
+	*x = Recover{}
+	mi := &file_command_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recover) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recover) ProtoMessage() {}
+
+func (x *Recover) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recover.ProtoReflect.Descriptor instead.
+func (*Recover) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Recover) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Recover) GetKeep() []string {
+	if x != nil {
+		return x.Keep
+	}
+	return nil
+}
+
 var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\x11flotilla.metadata\"\xbd\x03\n" +
+	"\rcommand.proto\x12\x11flotilla.metadata\"\xc3\x05\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -757,9 +1185,14 @@ const file_command_proto_rawDesc = "" +
 	"\n" +
 	"unmanifest\x18\t \x01(\v2\x1d.flotilla.metadata.UnmanifestH\x00R\n" +
 	"unmanifest\x123\n" +
-	"\x06member\x18\v \x01(\v2\x19.flotilla.metadata.MemberH\x00R\x06memberB\x04\n" +
-	"\x02opJ\x04\b\n" +
-	"\x10\v\"p\n" +
+	"\x06expire\x18\n" +
+	" \x01(\v2\x19.flotilla.metadata.ExpireH\x00R\x06expire\x123\n" +
+	"\x06member\x18\v \x01(\v2\x19.flotilla.metadata.MemberH\x00R\x06member\x12-\n" +
+	"\x04lost\x18\f \x01(\v2\x17.flotilla.metadata.LostH\x00R\x04lost\x129\n" +
+	"\bstanding\x18\r \x01(\v2\x1b.flotilla.metadata.StandingH\x00R\bstanding\x123\n" +
+	"\x06policy\x18\x0e \x01(\v2\x19.flotilla.metadata.PolicyH\x00R\x06policy\x126\n" +
+	"\arecover\x18\x0f \x01(\v2\x1a.flotilla.metadata.RecoverH\x00R\arecoverB\x04\n" +
+	"\x02op\"p\n" +
 	"\x04Link\x12\x12\n" +
 	"\x04repo\x18\x01 \x01(\tR\x04repo\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
@@ -808,7 +1241,28 @@ const file_command_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\breplicas\x18\x03 \x01(\x03R\breplicas\x12!\n" +
-	"\fallow_sparse\x18\x04 \x01(\bR\vallowSparseB5Z3github.com/flotilla-registry/flotilla/metadata/wireb\x06proto3"
+	"\fallow_sparse\x18\x04 \x01(\bR\vallowSparse\"\xba\x01\n" +
+	"\x06Expire\x12!\n" +
+	"\flinks_before\x18\x01 \x01(\x03R\vlinksBefore\x12'\n" +
+	"\x0funtagged_before\x18\x02 \x01(\x03R\x0euntaggedBefore\x12-\n" +
+	"\x05links\x18\x03 \x03(\v2\x17.flotilla.metadata.NameR\x05links\x125\n" +
+	"\tmanifests\x18\x04 \x03(\v2\x17.flotilla.metadata.NameR\tmanifests\"2\n" +
+	"\x04Name\x12\x12\n" +
+	"\x04repo\x18\x01 \x01(\tR\x04repo\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"J\n" +
+	"\x04Lost\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x14\n" +
+	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x14\n" +
+	"\x05found\x18\x03 \x01(\bR\x05found\"H\n" +
+	"\bStanding\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03out\x18\x02 \x01(\bR\x03out\x12\x1a\n" +
+	"\bdraining\x18\x03 \x01(\bR\bdraining\"/\n" +
+	"\x06Policy\x12%\n" +
+	"\x0euntagged_after\x18\x01 \x01(\x03R\runtaggedAfter\"3\n" +
+	"\aRecover\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04keep\x18\x02 \x03(\tR\x04keepB5Z3github.com/flotilla-registry/flotilla/metadata/wireb\x06proto3"
 
 var (
 	file_command_proto_rawDescOnce sync.Once
@@ -822,7 +1276,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),    // 0: flotilla.metadata.Command
 	(*Link)(nil),       // 1: flotilla.metadata.Link
@@ -832,22 +1286,35 @@ var file_command_proto_goTypes = []any{
 	(*Unmanifest)(nil), // 5: flotilla.metadata.Unmanifest
 	(*Member)(nil),     // 6: flotilla.metadata.Member
 	(*Cluster)(nil),    // 7: flotilla.metadata.Cluster
-	nil,                // 8: flotilla.metadata.Manifest.AnnotationsEntry
+	(*Expire)(nil),     // 8: flotilla.metadata.Expire
+	(*Name)(nil),       // 9: flotilla.metadata.Name
+	(*Lost)(nil),       // 10: flotilla.metadata.Lost
+	(*Standing)(nil),   // 11: flotilla.metadata.Standing
+	(*Policy)(nil),     // 12: flotilla.metadata.Policy
+	(*Recover)(nil),    // 13: flotilla.metadata.Recover
+	nil,                // 14: flotilla.metadata.Manifest.AnnotationsEntry
 }
 var file_command_proto_depIdxs = []int32{
-	1, // 0: flotilla.metadata.Command.link:type_name -> flotilla.metadata.Link
-	2, // 1: flotilla.metadata.Command.unlink:type_name -> flotilla.metadata.Unlink
-	3, // 2: flotilla.metadata.Command.manifest:type_name -> flotilla.metadata.Manifest
-	4, // 3: flotilla.metadata.Command.untag:type_name -> flotilla.metadata.Untag
-	5, // 4: flotilla.metadata.Command.unmanifest:type_name -> flotilla.metadata.Unmanifest
-	6, // 5: flotilla.metadata.Command.member:type_name -> flotilla.metadata.Member
-	8, // 6: flotilla.metadata.Manifest.annotations:type_name -> flotilla.metadata.Manifest.AnnotationsEntry
-	7, // 7: flotilla.metadata.Member.cluster:type_name -> flotilla.metadata.Cluster
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	1,  // 0: flotilla.metadata.Command.link:type_name -> flotilla.metadata.Link
+	2,  // 1: flotilla.metadata.Command.unlink:type_name -> flotilla.metadata.Unlink
+	3,  // 2: flotilla.metadata.Command.manifest:type_name -> flotilla.metadata.Manifest
+	4,  // 3: flotilla.metadata.Command.untag:type_name -> flotilla.metadata.Untag
+	5,  // 4: flotilla.metadata.Command.unmanifest:type_name -> flotilla.metadata.Unmanifest
+	8,  // 5: flotilla.metadata.Command.expire:type_name -> flotilla.metadata.Expire
+	6,  // 6: flotilla.metadata.Command.member:type_name -> flotilla.metadata.Member
+	10, // 7: flotilla.metadata.Command.lost:type_name -> flotilla.metadata.Lost
+	11, // 8: flotilla.metadata.Command.standing:type_name -> flotilla.metadata.Standing
+	12, // 9: flotilla.metadata.Command.policy:type_name -> flotilla.metadata.Policy
+	13, // 10: flotilla.metadata.Command.recover:type_name -> flotilla.metadata.Recover
+	14, // 11: flotilla.metadata.Manifest.annotations:type_name -> flotilla.metadata.Manifest.AnnotationsEntry
+	7,  // 12: flotilla.metadata.Member.cluster:type_name -> flotilla.metadata.Cluster
+	9,  // 13: flotilla.metadata.Expire.links:type_name -> flotilla.metadata.Name
+	9,  // 14: flotilla.metadata.Expire.manifests:type_name -> flotilla.metadata.Name
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -861,7 +1328,12 @@ func file_command_proto_init() {
 		(*Command_Manifest)(nil),
 		(*Command_Untag)(nil),
 		(*Command_Unmanifest)(nil),
+		(*Command_Expire)(nil),
 		(*Command_Member)(nil),
+		(*Command_Lost)(nil),
+		(*Command_Standing)(nil),
+		(*Command_Policy)(nil),
+		(*Command_Recover)(nil),
 	}
 	file_command_proto_msgTypes[3].OneofWrappers = []any{}
 	type x struct{}
@@ -870,7 +1342,7 @@ func file_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
