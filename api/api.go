@@ -57,6 +57,7 @@ type Config struct {
 	Health  Health
 	Room    func() error              // ErrDiskFull while this node takes no pushes
 	Status  func(context.Context) any // what GET /flotilla/v1/status shows
+	Admin   Admin                     // what an operator may do to the mesh
 	Metrics http.Handler              // GET /metrics
 	Observe func(Served)              // told of each request once it is over
 	Log     *slog.Logger
@@ -87,7 +88,7 @@ type server struct {
 // paths with redirects.
 func New(cfg Config) (http.Handler, error) {
 	if cfg.Blobs == nil || cfg.Uploads == nil || cfg.Catalog == nil || cfg.Health == nil || cfg.Room == nil ||
-		cfg.Status == nil || cfg.Metrics == nil || cfg.Observe == nil || cfg.Log == nil {
+		!cfg.Admin.complete() || cfg.Status == nil || cfg.Metrics == nil || cfg.Observe == nil || cfg.Log == nil {
 		return nil, errors.New("api: incomplete Config")
 	}
 	if cfg.Idle <= 0 {

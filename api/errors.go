@@ -25,6 +25,8 @@ func statusOf(kind oci.Kind) (status, retryAfter int) {
 	case oci.ErrNameInvalid.Kind, oci.ErrTagInvalid.Kind, oci.ErrDigestInvalid.Kind, oci.ErrSizeInvalid.Kind,
 		oci.ErrUploadInvalid.Kind, oci.ErrManifestInvalid.Kind, oci.ErrManifestBlobUnknown.Kind, oci.ErrUnsupported.Kind:
 		return http.StatusBadRequest, 0
+	case oci.ErrUnauthorized.Kind:
+		return http.StatusUnauthorized, 0
 	case oci.ErrDenied.Kind:
 		return http.StatusForbidden, 0
 	case oci.ErrNotFound.Kind, oci.ErrNameUnknown.Kind, oci.ErrBlobUnknown.Kind,

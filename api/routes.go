@@ -59,6 +59,12 @@ func (s *server) routes() http.Handler {
 		{"ready", "/readyz", methods{"GET": s.ready}},
 		{"metrics", "/metrics", methods{"GET": s.metrics}},
 		{"status", "/flotilla/v1/status", methods{"GET": s.status}},
+		{"admin", "/flotilla/v1/members/{member:[^/]+}", methods{"DELETE": s.operator(s.removeMember)}},
+		{"admin", "/flotilla/v1/members/{member:[^/]+}/drain", methods{"PUT": s.operator(s.drain), "DELETE": s.operator(s.undrain)}},
+		{"admin", "/flotilla/v1/gc", methods{"GET": s.operator(s.garbage), "POST": s.operator(s.collect)}},
+		{"admin", "/flotilla/v1/gc/untagged", methods{"PUT": s.operator(s.keepUntagged)}},
+		{"admin", "/flotilla/v1/backup", methods{"POST": s.operator(s.backup)}},
+		{"admin", "/flotilla/v1/restore", methods{"POST": s.operator(s.restore)}},
 	} {
 		m.Path(row.path).Handler(s.endpoint(row.name, row.on))
 	}

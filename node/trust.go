@@ -37,7 +37,7 @@ type identity struct {
 }
 
 // trust decides who a peer is. The secret is root: from it come the gossip key
-// and the certificate authority, the same on every node. A certificate proves
+// and the certificate authority, the same on every node, and the key of operators' tokens. A certificate proves
 // knowledge of the secret; the pin, from the member entries that Raft agreed
 // on, proves the UUID. So a holder of the secret can ask to join as somebody
 // new, but cannot pose as a member.
@@ -47,6 +47,8 @@ type trust struct {
 	ca     *x509.Certificate
 	caKey  ed25519.PrivateKey
 	gossip []byte // AES-256 key of memberlist
+
+	operator []byte // key of operators' tokens
 
 	mu      sync.RWMutex // guards the fields below
 	cluster metadata.Cluster
@@ -65,7 +67,11 @@ func newTrust(secret []byte, id string, key ed25519.PrivateKey) (*trust, error) 
 	if err != nil {
 		return nil, fmt.Errorf("derive authority: %w", err)
 	}
-	t := &trust{id: id, key: key, caKey: ed25519.NewKeyFromSeed(seed), gossip: gossip}
+	operator, err := operatorKey(secret)
+	if err != nil {
+		return nil, err
+	}
+	t := &trust{id: id, key: key, caKey: ed25519.NewKeyFromSeed(seed), gossip: gossip, operator: operator}
 	template := certificate("flotilla mesh")
 	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
 	der, err := x509.CreateCertificate(rand.Reader, template, template, t.caKey.Public(), t.caKey)

@@ -43,6 +43,7 @@ var (
 	ErrManifestBlobUnknown = &Error{Kind: "manifest-blob-unknown", Code: "MANIFEST_BLOB_UNKNOWN", Message: "manifest references a manifest or blob unknown to registry"}
 	ErrTooManyTags         = &Error{Kind: "too-many-tags", Code: "UNSUPPORTED", Message: "too many tags in one request"}
 	ErrDenied              = &Error{Kind: "denied", Code: "DENIED", Message: "requested access to the resource is denied"}
+	ErrUnauthorized        = &Error{Kind: "unauthorized", Code: "UNAUTHORIZED", Message: "authentication required"}
 	ErrDiskFull            = &Error{Kind: "disk-full", Code: "DENIED", Message: "the registry's disk is full"}
 	ErrUnsupported         = &Error{Kind: "unsupported", Code: "UNSUPPORTED", Message: "the operation is unsupported"}
 	ErrMethodNotAllowed    = &Error{Kind: "method-not-allowed", Code: "UNSUPPORTED", Message: "the method is not allowed here"}

@@ -26,6 +26,7 @@ Several URLs of one registry, with commas between, share its load. What was
 pushed is deleted again where the registry lets it.
 
 Workloads:` + about.String(),
+		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, targets []string) error {
 			o.Targets, o.Progress = targets, os.Stderr
 			if err := o.Check(); err != nil {

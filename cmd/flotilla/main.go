@@ -37,7 +37,9 @@ func run(ctx context.Context, args []string) int {
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(serveCommand(), devCommand(), statusCommand(), benchCommand(), versionCommand())
+	root.AddCommand(serveCommand(), devCommand(), statusCommand(),
+		drainCommand(), removeCommand(), gcCommand(), backupCommand(), restoreCommand(), recoverCommand(),
+		benchCommand(), versionCommand())
 	root.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) > 0 {
 			return usageError{fmt.Errorf("unknown command %q; flotilla --help lists them", args[0])}
@@ -47,7 +49,7 @@ func run(ctx context.Context, args []string) int {
 	root.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	for _, c := range root.Commands() {
-		if c.Name() != "bench" {
+		if c.Args == nil {
 			c.Args = noArguments
 		}
 	}

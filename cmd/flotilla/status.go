@@ -14,58 +14,26 @@ import (
 	"github.com/flotilla-registry/flotilla/node"
 )
 
-// maxStatus bounds the answer of a server that may not be a flotilla node.
-const maxStatus = 16 << 20
-
 func statusCommand() *cobra.Command {
-	var server string
+	var r remote
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show members, zones, leader and health of the mesh, as one node sees them",
 		RunE: func(c *cobra.Command, _ []string) error {
-			body, err := fetchStatus(c, server)
+			s, err := r.status(c.Context())
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				_, err = c.OutOrStdout().Write(body)
-				return err
-			}
-			var s node.Status
-			if err := json.Unmarshal(body, &s); err != nil || s.Node.ID == "" {
-				return fmt.Errorf("%s does not answer like a flotilla node", server)
+				return json.NewEncoder(c.OutOrStdout()).Encode(s)
 			}
 			return printStatus(c.OutOrStdout(), s)
 		},
 	}
-	c.Flags().StringVar(&server, "server", "http://127.0.0.1:5000", "public address of any node")
+	r.serverFlag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the whole answer as JSON")
 	return c
-}
-
-func fetchStatus(c *cobra.Command, server string) ([]byte, error) {
-	if !strings.Contains(server, "://") {
-		server = "http://" + server
-	}
-	url := strings.TrimSuffix(server, "/") + "/flotilla/v1/status"
-	req, err := http.NewRequestWithContext(c.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		return nil, usageError{fmt.Errorf("--server: %w", err)}
-	}
-	resp, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s answers %s", url, resp.Status)
-	}
-	return body, nil
 }
 
 func printStatus(out io.Writer, s node.Status) error {

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/flotilla-registry/flotilla/node"
+)
+
+// maxAnswer bounds the answer of a server that may not be a flotilla node.
+const maxAnswer = 16 << 20
+
+// remote is a node's public port as the commands reach it.
+type remote struct {
+	server     string
+	secretFile string // "" for calls that change nothing
+	plaintext  bool
+}
+
+// flags declares what each command that changes the mesh needs to reach it.
+func (r *remote) flags(c *cobra.Command) {
+	r.serverFlag(c)
+	c.Flags().StringVar(&r.secretFile, "secret-file", "flotilla-data/mesh.secret", "the mesh's secret, which makes the token for this call")
+	c.Flags().BoolVar(&r.plaintext, "plaintext", false, "show the token over plain HTTP to another machine, too")
+}
+
+func (r *remote) serverFlag(c *cobra.Command) {
+	c.Flags().StringVar(&r.server, "server", "http://127.0.0.1:5000", "public address of any node")
+}
+
+// call sends a request and returns the body of a good answer, which the caller
+// closes. An error is what the node said.
+func (r *remote) call(ctx context.Context, method, path string, body io.Reader) (io.ReadCloser, error) {
+	base := r.server
+	if !strings.Contains(base, "://") {
+		base = "http://" + base
+	}
+	u, err := url.Parse(strings.TrimSuffix(base, "/") + path)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--server: %w", err)}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("--server: %w", err)}
+	}
+	if r.secretFile != "" {
+		if err := r.sign(req); err != nil {
+			return nil, err
+		}
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		defer resp.Body.Close()
+		return nil, refusal(resp)
+	}
+	return resp.Body, nil
+}
+
+// sign adds the operator's token, but not where others on the way could read it.
+func (r *remote) sign(req *http.Request) error {
+	host := req.URL.Hostname()
+	ip := net.ParseIP(host)
+	local := host == "localhost" || ip != nil && ip.IsLoopback()
+	if req.URL.Scheme != "https" && !local && !r.plaintext {
+		return usageError{errors.New("--server is plain HTTP on another machine: whoever listens could do the same for five minutes; use https, run the command there, or say --plaintext")}
+	}
+	token, err := node.OperatorToken(r.secretFile, time.Now())
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	return nil
+}
+
+// refusal is what a node, or something that is none, answered instead.
+func refusal(resp *http.Response) error {
+	var answer struct {
+		Errors []struct {
+			Message string `json:"message"`
+		} `json:"errors"`
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil || json.Unmarshal(b, &answer) != nil || len(answer.Errors) == 0 {
+		return fmt.Errorf("%s answers %s", resp.Request.URL, resp.Status)
+	}
+	return errors.New(answer.Errors[0].Message)
+}
+
+// fetch decodes a node's answer into v.
+func (r *remote) fetch(ctx context.Context, method, path string, v any) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	body, err := r.call(ctx, method, path, nil)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	b, err := io.ReadAll(io.LimitReader(body, maxAnswer))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s does not answer like a flotilla node", r.server)
+	}
+	return nil
+}
+
+// status asks a node how the mesh looks from there.
+func (r *remote) status(ctx context.Context) (node.Status, error) {
+	open := *r
+	open.secretFile = ""
+	var s node.Status
+	err := open.fetch(ctx, http.MethodGet, "/flotilla/v1/status", &s)
+	if err == nil && s.Node.ID == "" {
+		err = fmt.Errorf("%s does not answer like a flotilla node", r.server)
+	}
+	return s, err
+}
+
+// oneArgument is the rule of commands that act on one thing.
+func oneArgument(what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usageError{fmt.Errorf("%s wants one %s", c.CommandPath(), what)}
+		}
+		return nil
+	}
+}
+
+// errNotSaid ends a command that has told what it would do.
+var errNotSaid = errors.New("nothing was done: say --yes to do it")

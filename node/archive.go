@@ -1,0 +1,109 @@
+package node
+
+import (
+	"archive/tar"
+	"context"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/metadata"
+)
+
+// A backup is a tar archive (POSIX.1-2001): the blobs, where they are wanted,
+// each under its algorithm and hash as in an image layout, then the catalogue.
+// Bytes come first so that a restore can place them before it names them, and
+// an archive that was cut short shows it by having no catalogue.
+const (
+	ArchiveBlobs     = "blobs/"
+	ArchiveCatalogue = "catalogue"
+)
+
+// Restored is what a backup held.
+type Restored struct {
+	Blobs int   `json:"blobs"`
+	Bytes int64 `json:"bytes"` // of the blobs
+}
+
+// Backup implements api.Archive. The catalogue is as it is when this begins,
+// and so is the list of blobs; a blob that cannot be read fails the backup.
+func (n *Node) Backup(ctx context.Context, w io.Writer, blobs bool) error {
+	names, err := n.catalog.Backup(ctx)
+	if err != nil {
+		return err
+	}
+	defer names.Close()
+	archive := tar.NewWriter(w)
+	if blobs {
+		err := names.Blobs(func(d digest.Digest) error { return n.archiveBlob(ctx, archive, d) })
+		if err != nil {
+			return fmt.Errorf("back up blobs: %w", err)
+		}
+	}
+	if err := archive.WriteHeader(entry(ArchiveCatalogue, names.Size())); err != nil {
+		return fmt.Errorf("back up catalogue: %w", err)
+	}
+	if _, err := io.Copy(archive, names); err != nil {
+		return fmt.Errorf("back up catalogue: %w", err)
+	}
+	return archive.Close()
+}
+
+func (n *Node) archiveBlob(ctx context.Context, archive *tar.Writer, d digest.Digest) error {
+	f, size, err := n.blobs.Open(ctx, d)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	defer f.Close()
+	if err := archive.WriteHeader(entry(ArchiveBlobs+string(d.Algorithm())+"/"+d.Encoded(), size)); err != nil {
+		return err
+	}
+	if _, err := io.Copy(archive, f); err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	return nil
+}
+
+func entry(name string, size int64) *tar.Header {
+	return &tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeReg, Name: name, Size: size, Mode: 0o600, ModTime: time.Now()}
+}
+
+// Restore implements api.Archive. Blobs are placed on their owners as a push
+// would place them, and named all at once at the end; what comes before an end
+// too early is dropped by the collection in time.
+func (n *Node) Restore(ctx context.Context, r io.Reader) (any, error) {
+	repos, err := n.catalog.Repositories(ctx, metadata.Page{N: 1})
+	if err != nil {
+		return nil, err
+	}
+	if len(repos.Items) > 0 {
+		return nil, oci.ErrDenied.Because("the mesh holds repositories: a backup is restored into a new mesh only")
+	}
+	var held Restored
+	for archive := tar.NewReader(r); ; {
+		header, err := archive.Next()
+		switch {
+		case err == io.EOF:
+			return nil, oci.ErrUnsupported.Because("the archive has no catalogue: it is no backup, or not all of one")
+		case err != nil:
+			return nil, oci.ErrUnsupported.Because("this is no tar archive, or it ends early").Wrap(err)
+		case header.Name == ArchiveCatalogue:
+			return held, n.catalog.Restore(ctx, archive)
+		case strings.HasPrefix(header.Name, ArchiveBlobs):
+			d, err := oci.ParseDigest(path.Base(path.Dir(header.Name)) + ":" + path.Base(header.Name))
+			if err != nil {
+				return nil, err
+			}
+			if err := n.blobs.Put(ctx, d, header.Size, archive); err != nil {
+				return nil, fmt.Errorf("restore %s: %w", d, err)
+			}
+			held.Blobs++
+			held.Bytes += header.Size
+		}
+	}
+}
