@@ -221,6 +221,10 @@ func (t *tx) decide(cmd *wire.Command) (decision, error) {
 		return t.unmanifest(op.Unmanifest)
 	case *wire.Command_Member:
 		return t.member(op.Member)
+	case *wire.Command_Standing:
+		return t.standing(op.Standing)
+	case *wire.Command_Recover:
+		return t.recover(op.Recover)
 	}
 	return decision{}, errUnknownOp
 }

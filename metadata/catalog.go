@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -43,6 +42,9 @@ type Config struct {
 	Fatal func(error)
 
 	TagReads TagReads // "" is Linearizable
+	// OutAfter is how long a member may be gone before the leader puts it out
+	// of the ring, so that others hold what it did; 0 is 15 minutes.
+	OutAfter time.Duration
 	Timing   Timing
 	Log      *slog.Logger // nil logs nothing
 }
@@ -104,6 +106,11 @@ type Member struct {
 	Weight  uint32 // share of the blobs it owns, in GiB; 0 owns none
 	Level   uint32 // highest feature level that it understands
 	Address string // host:port of its peer port when it last announced itself: a hint
+
+	// Why it owns no blobs, whatever its weight. A member's own announcement
+	// changes neither.
+	Out      bool // it was gone for Config.OutAfter, and is not back yet
+	Draining bool // somebody wants it to leave: see Drain
 }
 
 // Freshness tells how far an answer may lag behind the mesh. The zero value is
@@ -215,16 +222,18 @@ func (c *Catalog) StepDown(ctx context.Context) error {
 		if id == c.cfg.ID || !slices.Contains(alive, id) {
 			continue
 		}
-		err := c.await(ctx, func() raft.Future {
-			return c.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id))
-		})
+		err := c.handOver(ctx, id)
 		if err == nil {
 			return nil
 		}
 		errs = append(errs, err)
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("hand over leadership: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// handOver makes the voter id lead.
+func (c *Catalog) handOver(ctx context.Context, id string) error {
+	return c.reconfigure(ctx, "hand over leadership", id, func() raft.Future {
+		return c.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id))
+	})
 }
