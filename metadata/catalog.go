@@ -22,6 +22,10 @@ import (
 type Config struct {
 	Dir string // raft log, snapshots and state; created where absent
 	ID  string // this node's UUID
+	// Epoch of the mesh that this node names when it greets others; 0 while it
+	// belongs to none. Open refuses a catalogue of another epoch: with it the
+	// node would mix what a recovery has parted.
+	Epoch uint64
 
 	// Listener yields raft streams of proven members of this mesh; it is the
 	// Catalog's from the call of Open on, also where Open fails. Dial opens

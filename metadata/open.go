@@ -78,7 +78,11 @@ const rpcTimeout = 10 * time.Second
 // takes part from then on. It waits for no leader. With an empty Dir the node
 // belongs to no mesh until Found makes one, or the leader of one sends its log.
 func Open(cfg Config) (*Catalog, error) {
-	return open(cfg, bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 32 << 20})
+	return open(cfg, usualBounds())
+}
+
+func usualBounds() bounds {
+	return bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 32 << 20}
 }
 
 func open(cfg Config, b bounds) (*Catalog, error) {
