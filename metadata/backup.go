@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/hashicorp/raft"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
@@ -105,6 +104,9 @@ func (c *Catalog) serveRestore(w http.ResponseWriter, r *http.Request) {
 // be, the leader's state is the mesh's, crash or not. The votes come back
 // after.
 func (c *Catalog) restoreHere(ctx context.Context, r io.Reader) (uint64, error) {
+	if c.raft.State() != raft.Leader {
+		return 0, errNotLeader.WithDetail(c.leader())
+	}
 	if err := c.acceptsBackup(); err != nil {
 		return 0, err
 	}
@@ -316,83 +318,4 @@ func (c *Catalog) rewrite(b *backupFile, at progress, use func(io.Reader) (int64
 		return 0, err
 	}
 	return use(r)
-}
-
-// rewriter makes of a backup the stream of a state that has its names, and the
-// identity, settings and members of the mesh that own is the state of. What
-// became of requests in the other mesh is nothing to this one.
-type rewriter struct {
-	framer
-	backup *decoder // nil at its end
-}
-
-func newRewriter(backup io.Reader, own pebble.Reader, at progress) (*rewriter, error) {
-	d, err := newDecoder(backup)
-	if err != nil {
-		return nil, err
-	}
-	k, v, err := d.next()
-	if err == nil && k[0] != keyProgress {
-		err = fmt.Errorf("%w: it says no time", errStream)
-	}
-	if err != nil {
-		return nil, err
-	}
-	was, err := decodeProgress(v)
-	if err != nil {
-		return nil, err
-	}
-	at.now = was.now
-	r := &rewriter{backup: d}
-	return r, r.head(own, at)
-}
-
-// head lays out what comes before the names. Log time does not go back, in
-// which mesh ever: the ages of names are counted in it.
-func (r *rewriter) head(own pebble.Reader, at progress) error {
-	h, err := readHeader(own)
-	if err != nil {
-		return err
-	}
-	h.index, h.term = at.index, at.term
-	r.begin(h)
-	_, err = get(own, []byte{keyProgress}, func(v []byte) error {
-		here, err := decodeProgress(v)
-		at.now = max(at.now, here.now)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	r.record([]byte{keyProgress}, at.encode())
-	for _, prefix := range []byte{keyCluster, keyMember} {
-		err := scan(own, []byte{prefix}, func(rest, v []byte) (bool, error) {
-			r.record(append([]byte{prefix}, rest...), v)
-			return true, nil
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Read implements io.Reader.
-func (r *rewriter) Read(p []byte) (int, error) {
-	for r.backup != nil && !r.full() {
-		k, v, err := r.backup.next()
-		switch {
-		case err == io.EOF:
-			r.finish()
-			r.backup = nil
-		case err != nil:
-			return 0, err
-		case k[0] == keyRepo || k[0] == keyBytes:
-			r.record(k, v)
-		}
-	}
-	if r.out.Len() == 0 {
-		return 0, io.EOF
-	}
-	return r.out.Read(p)
 }

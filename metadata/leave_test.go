@@ -116,6 +116,44 @@ func votingFollower(m *testMesh) *testNode {
 	return m.node(s.Voters[slices.IndexFunc(s.Voters, func(id string) bool { return id != s.Leader })])
 }
 
+// A voter that is asked to leave keeps its vote while another has died that
+// gossip still shows alive: without either, the mesh could decide nothing, not
+// even to take back what it did.
+func TestRemoveWhileAnotherDies(t *testing.T) {
+	m := grow(t, 3, 3)
+	leader := m.leader()
+	var others []*testNode
+	for _, n := range m.nodes {
+		if n != leader {
+			others = append(others, n)
+		}
+	}
+	m.mu.Lock()
+	m.ghost = others[0].id
+	m.mu.Unlock()
+	others[0].stop()
+	removed := make(chan error, 1)
+	go func() { removed <- leader.Remove(context.Background(), others[1].id) }()
+	eventually(t, "the leader to be asked", func() error {
+		if len(leader.leaving.without(leader.Members(), time.Now())) == 3 {
+			return errors.New("nobody is leaving")
+		}
+		return nil
+	})
+	for i := range 100 {
+		must(t, leader.push("r", "x", i))
+	}
+	m.mu.Lock()
+	m.ghost = ""
+	m.mu.Unlock()
+	must(t, <-removed)
+	m.removed(t, others[1])
+	m.drop(others[1])
+	others[0].start(nil)
+	m.settle(1)
+	m.equal(t)
+}
+
 func TestRemoveRefused(t *testing.T) {
 	n := newMesh(t).add("z")
 	for _, id := range []string{n.id, "00000000-0000-4000-8000-000000000099"} {
