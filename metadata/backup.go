@@ -123,6 +123,7 @@ func (c *Catalog) restoreHere(ctx context.Context, r io.Reader) (uint64, error) 
 	voting, cancel := context.WithTimeout(ctx, writeTime)
 	defer cancel()
 	if err := c.voteAlone(voting); err != nil {
+		c.leaving.end()
 		b.discard()
 		return 0, err
 	}

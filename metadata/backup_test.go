@@ -254,6 +254,11 @@ func TestWritesAtRestore(t *testing.T) {
 		})
 	}
 	err := n.Restore(context.Background(), bytes.NewReader(b))
+	n.restoring.Store(true)
+	if _, err := n.proposeHere(context.Background(), memberOp(n.member(), nil)); !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("a write in the middle of it: %v", err)
+	}
+	n.restoring.Store(false)
 	writers.Wait()
 	if err != nil && !errors.Is(err, oci.ErrDenied) {
 		t.Error(err)

@@ -59,7 +59,7 @@ type Timing struct {
 	Election time.Duration // 1.5 s: silence of the leader before others stand; its own lease is half
 	Commit   time.Duration // 5 s: raft's rounds on an idle mesh
 	Proof    time.Duration // 1 s: how long a read waits to be proven current, and then the next are not made to
-	Stable   time.Duration // 2 s: how long a node must be there, or gone, before voters change
+	Stable   time.Duration // 2 s: how long a node must be there, or gone, before voters change, or it is taken into the ring
 	Pair     time.Duration // 10 s: how long an even number of voters may last
 	Tick     time.Duration // 1 s: how often the leader looks at the voters
 }

@@ -1,11 +1,13 @@
 package metadata
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -97,6 +99,12 @@ func TestRemove(t *testing.T) {
 					return nil
 				})
 			}
+			eventually(t, "raft to let go of it", func() error {
+				if got := replications(); got != len(others)-1 {
+					return fmt.Errorf("the leader replicates to %d", got)
+				}
+				return nil
+			})
 			close(stop)
 			writing.Wait()
 			m.drop(n)
@@ -109,6 +117,13 @@ func TestRemove(t *testing.T) {
 			m.equal(t)
 		})
 	}
+}
+
+// replications counts the goroutines by which leaders of this process send
+// entries to others. One that waits for who will never answer would stay.
+func replications() int {
+	stacks := make([]byte, 4<<20)
+	return bytes.Count(stacks[:runtime.Stack(stacks, true)], []byte("raft.(*Raft).replicate("))
 }
 
 func votingFollower(m *testMesh) *testNode {

@@ -63,7 +63,7 @@ func (t *transport) hold(id raft.ServerID, term uint64, beat <-chan struct{}) bo
 			wake(lost)
 		}
 	})()
-	if !t.leads(term) { // lost while the call was under way, so that nobody will tell
+	if !t.leads(term) || t.isRemoved(id) { // lost while the call was under way, so that nobody will tell
 		return false
 	}
 	select {
@@ -100,7 +100,7 @@ func (t *transport) release(id raft.ServerID) {
 }
 
 // peer is told when raft begins to replicate to a server, and when it removes
-// one: it waits for the calls to that one before it lets go of it.
+// one: it waits for its calls to that one, makes a last one, and lets go.
 func (t *transport) peer(id raft.ServerID, removed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

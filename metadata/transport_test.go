@@ -52,4 +52,15 @@ func TestHold(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the other was removed before", func(t *testing.T) {
+		tr := &transport{self: "me", leaders: new(watchers), leads: func(uint64) bool { return true }, removed: make(map[raft.ServerID]bool)}
+		tr.peer("peer", true)
+		if tr.hold("peer", 7, make(chan struct{})) {
+			t.Error("a heartbeat got through to nobody")
+		}
+		tr.peer("peer", false)
+		if tr.isRemoved("peer") {
+			t.Error("it came back, and nothing is held for it")
+		}
+	})
 }
