@@ -33,8 +33,9 @@ type Config struct {
 	SourceSilence time.Duration // how long a source may send nothing; 0 means 5 s
 	SessionWait   time.Duration // how long a request waits for another on the same upload; 0 means 3 s
 
-	// Fatal, where set, is told the first failed sync, once, from within the
-	// write that met it: it must return soon and must not call the Store.
+	// Fatal, where set, is told once that the disk failed: a sync did, or it
+	// hangs. It must return soon and must not call the Store, since it may be
+	// called from within the write that met it.
 	Fatal func(error)
 	Log   *slog.Logger // nil discards
 
@@ -45,6 +46,7 @@ type Config struct {
 type system struct {
 	syncFile   func(*os.File) error
 	syncFolder func(path string) error
+	rename     func(root, from, to string) error
 	space      func(path string) (free, total uint64, err error)
 	bootID     func() string
 	step       func(name string) // told before each step of a commit or an upload's record
@@ -56,6 +58,9 @@ func (y system) orDefaults() system {
 	}
 	if y.syncFolder == nil {
 		y.syncFolder = syncFolder
+	}
+	if y.rename == nil {
+		y.rename = rename
 	}
 	if y.space == nil {
 		y.space = space
@@ -80,7 +85,10 @@ type Store struct {
 	blobs, uploadsDir, fillsDir string // folders, each ending in a separator
 	boot                        string // of the running operating system
 
-	failed  atomic.Pointer[error] // the failed sync after which nothing is written
+	watchdog watchdog
+	unwatch  context.CancelFunc // ends its watch
+
+	failed  atomic.Pointer[error] // how the disk failed, after which nothing is written
 	closed  atomic.Bool
 	account account // of the space that may be written
 	buffers buffers
@@ -94,7 +102,8 @@ type Store struct {
 // Open makes or reopens the Store in cfg.Dir. Uploads live on from before;
 // what was left of fills is removed.
 func Open(cfg Config) (*Store, error) {
-	s := &Store{cfg: cfg, sys: cfg.sys.orDefaults(), log: cfg.Log, buffers: newBuffers()}
+	s := &Store{cfg: cfg, log: cfg.Log, buffers: newBuffers()}
+	s.sys = s.watchdog.watched(cfg.sys.orDefaults())
 	s.cfg.MaxUploads = orDefault(cfg.MaxUploads, 10_000)
 	s.cfg.MaxFills = orDefault(cfg.MaxFills, 1024)
 	s.cfg.UploadTTL = orDefault(cfg.UploadTTL, 24*time.Hour)
@@ -121,6 +130,7 @@ func Open(cfg Config) (*Store, error) {
 	if err := s.loadUploads(); err != nil {
 		return nil, fmt.Errorf("open store: read uploads: %w", err)
 	}
+	s.startWatch()
 	return s, nil
 }
 
@@ -196,6 +206,8 @@ func clearFolder(dir string) error {
 func (s *Store) Close() error {
 	s.closed.Store(true)
 	s.fills.stop()
+	s.unwatch()
+	s.watchdog.running.Wait()
 	return nil
 }
 
