@@ -67,7 +67,7 @@ func (s *state) applyBatch(logs []*raft.Log, results []any) error {
 	}
 	defer s.mu.RUnlock()
 
-	t := &tx{b: db.NewIndexedBatch(), at: s.at, receipts: &s.receipts, cluster: s.cluster()}
+	t := s.begin(db)
 	defer t.b.Close()
 	stop := error(nil)
 	for i, l := range logs {
@@ -128,6 +128,11 @@ type tx struct {
 	receipts       *receiptQueue
 	cluster        Cluster
 	membersChanged bool
+}
+
+// begin starts a batch; in raft's goroutine, or without raft.
+func (s *state) begin(db *pebble.DB) *tx {
+	return &tx{b: db.NewIndexedBatch(), at: s.at, receipts: &s.receipts, cluster: s.cluster()}
 }
 
 // next returns the command of the entry that is next, or nil where there is
@@ -221,6 +226,10 @@ func (t *tx) decide(cmd *wire.Command) (decision, error) {
 		return t.unmanifest(op.Unmanifest)
 	case *wire.Command_Member:
 		return t.member(op.Member)
+	case *wire.Command_Standing:
+		return t.standing(op.Standing)
+	case *wire.Command_Recover:
+		return t.recover(op.Recover)
 	}
 	return decision{}, errUnknownOp
 }

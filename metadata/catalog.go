@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -23,6 +22,10 @@ import (
 type Config struct {
 	Dir string // raft log, snapshots and state; created where absent
 	ID  string // this node's UUID
+	// Epoch of the mesh that this node names when it greets others; 0 while it
+	// belongs to none. Open refuses a catalogue of another epoch: with it the
+	// node would mix what a recovery has parted.
+	Epoch uint64
 
 	// Listener yields raft streams of proven members of this mesh; it is the
 	// Catalog's from the call of Open on, also where Open fails. Dial opens
@@ -43,6 +46,9 @@ type Config struct {
 	Fatal func(error)
 
 	TagReads TagReads // "" is Linearizable
+	// OutAfter is how long a member may be gone before the leader puts it out
+	// of the ring, so that others hold what it did; 0 is 15 minutes.
+	OutAfter time.Duration
 	Timing   Timing
 	Log      *slog.Logger // nil logs nothing
 }
@@ -53,7 +59,7 @@ type Timing struct {
 	Election time.Duration // 1.5 s: silence of the leader before others stand; its own lease is half
 	Commit   time.Duration // 5 s: raft's rounds on an idle mesh
 	Proof    time.Duration // 1 s: how long a read waits to be proven current, and then the next are not made to
-	Stable   time.Duration // 2 s: how long a node must be there, or gone, before voters change
+	Stable   time.Duration // 2 s: how long a node must be there, or gone, before voters change, or it is taken into the ring
 	Pair     time.Duration // 10 s: how long an even number of voters may last
 	Tick     time.Duration // 1 s: how often the leader looks at the voters
 }
@@ -104,6 +110,11 @@ type Member struct {
 	Weight  uint32 // share of the blobs it owns, in GiB; 0 owns none
 	Level   uint32 // highest feature level that it understands
 	Address string // host:port of its peer port when it last announced itself: a hint
+
+	// Why it owns no blobs, whatever its weight. A member's own announcement
+	// changes neither.
+	Out      bool // it was gone for Config.OutAfter, and is not back yet
+	Draining bool // somebody wants it to leave: see Drain
 }
 
 // Freshness tells how far an answer may lag behind the mesh. The zero value is
@@ -215,16 +226,18 @@ func (c *Catalog) StepDown(ctx context.Context) error {
 		if id == c.cfg.ID || !slices.Contains(alive, id) {
 			continue
 		}
-		err := c.await(ctx, func() raft.Future {
-			return c.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id))
-		})
+		err := c.handOver(ctx, id)
 		if err == nil {
 			return nil
 		}
 		errs = append(errs, err)
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("hand over leadership: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// handOver makes the voter id lead.
+func (c *Catalog) handOver(ctx context.Context, id string) error {
+	return c.reconfigure(ctx, "hand over leadership", id, func() raft.Future {
+		return c.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id))
+	})
 }

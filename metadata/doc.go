@@ -27,6 +27,33 @@
 // another node needs one. Restore (snapshot.go, folder.go) builds a new
 // database beside the old and switches by one small file.
 //
+// # Members
+//
+// Who is a member is agreed on like a name. The leader makes the rest follow:
+// who votes (voters.go), and who owns no blobs for being away (standing.go).
+// Leaving goes the same way (leave.go): a member gives up its vote, is buried,
+// and leaves raft's configuration. Its id never returns; its name may, with
+// another id.
+//
+// # Disaster
+//
+// A backup (backup.go, rewrite.go) is the stream of the state. Restored, its
+// names become those of another mesh, which keeps its identity and members. The
+// leader is the only voter meanwhile, so that no other can be elected without
+// them.
+//
+// Where the quorum is gone for good, people recover what one node holds
+// (recover.go, recover_look.go), while no node of the mesh-to-be runs. That
+// begins a new epoch, and nodes of two epochs never meet:
+//
+//   - the recovered node greets others as of the new epoch from then on, which
+//     its process must see to before it opens the catalogue again: Open refuses
+//     one of another epoch than Config.Epoch, and one recovered in part;
+//   - a member that was kept gives up its part of the old one (SetAside), and
+//     its own record of the mesh with it, keeps its UUID, its key and its blobs,
+//     and joins as a blank member;
+//   - whoever was not kept is buried, and would come back as a new node.
+//
 // # Time
 //
 // Ages are counted in log time: the latest `now` that a leader has put into a

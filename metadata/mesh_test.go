@@ -39,15 +39,24 @@ const patience = 30 * time.Second
 // between any two of them.
 type testMesh struct {
 	t      testing.TB
+	id     string
 	bounds bounds
 	reads  TagReads
 	timing Timing
+	out    time.Duration // Config.OutAfter
 
 	mu    sync.Mutex
 	nodes []*testNode
+	made  int    // nodes ever
 	ghost string // gossip shows it alive although it is gone
 	cut   map[[2]string]bool
-	conns map[net.Conn][2]string
+	conns map[net.Conn]line
+}
+
+// line is a connection between two members.
+type line struct {
+	ends [2]string
+	web  bool // else a raft stream
 }
 
 // testNode is a member and what a node would be around its Catalog.
@@ -62,13 +71,20 @@ type testNode struct {
 	http   net.Addr
 	up     bool
 	fatal  chan error
+	level  uint32
+	name   string // "" for one made of the id
+
+	// What it greets others by: its mesh's epoch, 0 while it belongs to none,
+	// and whom it knows for a member, nil while it knows nobody. By mesh.mu.
+	epoch uint64
+	pins  map[string]bool
 }
 
 func newMesh(t testing.TB) *testMesh {
 	m := &testMesh{
-		t: t, timing: quick,
+		t: t, timing: quick, id: "11111111-0000-4000-8000-000000000000",
 		bounds: bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 1 << 20},
-		cut:    make(map[[2]string]bool), conns: make(map[net.Conn][2]string),
+		cut:    make(map[[2]string]bool), conns: make(map[net.Conn]line),
 	}
 	t.Cleanup(func() {
 		for _, n := range m.nodes {
@@ -81,18 +97,33 @@ func newMesh(t testing.TB) *testMesh {
 // add makes a member with an empty folder; the first founds the mesh, the
 // others join through it.
 func (m *testMesh) add(zone string) *testNode {
-	n := &testNode{mesh: m, id: fmt.Sprintf("00000000-0000-4000-8000-%012d", len(m.nodes)+1), dir: m.t.TempDir(), zone: zone}
-	m.mu.Lock()
-	m.nodes = append(m.nodes, n)
-	first := len(m.nodes) == 1
-	m.mu.Unlock()
-	if first {
-		n.start(&Cluster{ID: "11111111-0000-4000-8000-000000000000", Epoch: 1, Replicas: 3})
+	n := m.make(zone)
+	if m.made == 1 {
+		n.epoch = 1
+		n.start(&Cluster{ID: m.id, Epoch: 1, Replicas: 3})
 		return n
 	}
 	n.start(nil)
 	n.join()
 	return n
+}
+
+// make makes a node that belongs to no mesh yet.
+func (m *testMesh) make(zone string) *testNode {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.made++
+	n := &testNode{mesh: m, id: fmt.Sprintf("00000000-0000-4000-8000-%012d", m.made), dir: m.t.TempDir(), zone: zone, level: FeatureLevel}
+	m.nodes = append(m.nodes, n)
+	return n
+}
+
+// drop ends n, which is a member no longer, and forgets it.
+func (m *testMesh) drop(n *testNode) {
+	n.stop()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.nodes = slices.DeleteFunc(m.nodes, func(o *testNode) bool { return o == n })
 }
 
 // grow makes a mesh of n members in one zone and waits for its voters.
@@ -170,29 +201,68 @@ func (m *testMesh) part(a, b []*testNode, cut bool) {
 			m.cut[[2]string{y.id, x.id}] = cut
 		}
 	}
-	for c, ends := range m.conns {
-		if m.cut[ends] {
+	for c, l := range m.conns {
+		if m.cut[l.ends] {
+			c.Close()
+		}
+	}
+}
+
+// greets reports whether the two let each other in, as nodes do.
+func (m *testMesh) greets(from, to string) bool {
+	var a, b *testNode
+	for _, n := range m.nodes {
+		switch n.id {
+		case from:
+			a = n
+		case to:
+			b = n
+		}
+	}
+	return a != nil && b != nil && (a.epoch == 0 || b.epoch == 0 || a.epoch == b.epoch) &&
+		(a.pins == nil || a.pins[to]) && (b.pins == nil || b.pins[from])
+}
+
+// pin is what a node does when it is told the members. Requests of others are
+// refused one by one, raft's streams only when they are opened.
+func (n *testNode) pin(members []Member) {
+	m := n.mesh
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(members) == 0 {
+		return
+	}
+	n.pins = make(map[string]bool)
+	for _, member := range members {
+		n.pins[member.ID] = true
+	}
+	for c, l := range m.conns {
+		if l.web && l.ends[1] == n.id && !n.pins[l.ends[0]] {
 			c.Close()
 		}
 	}
 }
 
 // dial connects two members, unless the line is cut.
-func (m *testMesh) dial(ctx context.Context, from, to string, addr func(*testNode) net.Addr) (net.Conn, error) {
+func (m *testMesh) dial(ctx context.Context, from, to string, web bool) (net.Conn, error) {
 	n := m.node(to)
 	m.mu.Lock()
-	cut := m.cut[[2]string{from, to}]
+	cut, greets := m.cut[[2]string{from, to}], m.greets(from, to)
 	m.mu.Unlock()
-	if n == nil || cut {
+	if n == nil || cut || !greets {
 		return nil, fmt.Errorf("no line from %s to %s", from, to)
 	}
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr(n).String())
+	addr := n.lines
+	if web {
+		addr = n.http
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.conns[conn] = [2]string{from, to}
+	m.conns[conn] = line{[2]string{from, to}, web}
 	if m.cut[[2]string{from, to}] {
 		conn.Close()
 	}
@@ -209,8 +279,12 @@ func (p plain) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (n *testNode) member() Member {
+	name := n.name
+	if name == "" {
+		name = "node-" + n.id[len(n.id)-2:]
+	}
 	return Member{
-		ID: n.id, Name: "node-" + n.id[len(n.id)-2:], Zone: n.zone, Level: FeatureLevel, Weight: 1,
+		ID: n.id, Name: name, Zone: n.zone, Level: n.level, Weight: 1,
 		Key:     ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n.id[len(n.id)-1]}, 32)).Public().(ed25519.PublicKey),
 		Address: n.http.String(),
 	}
@@ -235,7 +309,7 @@ func (n *testNode) start(found *Cluster) {
 			if err != nil {
 				return nil, err
 			}
-			return m.dial(ctx, n.id, host, func(n *testNode) net.Addr { return n.http })
+			return m.dial(ctx, n.id, host, true)
 		},
 		MaxIdleConnsPerHost: 16,
 	}
@@ -253,14 +327,14 @@ func (n *testNode) start(found *Cluster) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c, err := open(Config{
-		Dir: n.dir, ID: n.id,
+		Dir: n.dir, ID: n.id, Epoch: n.epoch, OutAfter: m.out,
 		Listener: streams,
 		Dial: func(ctx context.Context, id string) (net.Conn, error) {
-			return m.dial(ctx, n.id, id, func(n *testNode) net.Addr { return n.lines })
+			return m.dial(ctx, n.id, id, false)
 		},
 		Client:    &http.Client{Transport: plain{transport}},
 		Alive:     func() []string { return m.alive(n.id) },
-		OnMembers: func([]Member, Cluster) {},
+		OnMembers: func(members []Member, _ Cluster) { n.pin(members) },
 		Fatal:     func(err error) { n.fatal <- err },
 		TagReads:  m.reads, Timing: m.timing, Log: testLog(),
 	}, m.bounds)
@@ -297,9 +371,13 @@ func (n *testNode) join() {
 	n.mesh.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := n.mesh.running()[0].Join(ctx, n.member()); err != nil {
+	through := n.mesh.running()[0]
+	if err := through.Join(ctx, n.member()); err != nil {
 		n.mesh.t.Fatalf("join %s: %v", n.id, err)
 	}
+	n.mesh.mu.Lock()
+	defer n.mesh.mu.Unlock()
+	n.epoch = through.Settings().Epoch
 }
 
 // stop ends n as a planned stop would, without handing anything over.

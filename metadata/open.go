@@ -27,6 +27,7 @@ type Catalog struct {
 	// streams. Close goes the other way round.
 	state   *state
 	logs    *logStore
+	snaps   *snapshotStore
 	streams *streams
 	trans   *transport
 	raft    *raft.Raft
@@ -40,6 +41,11 @@ type Catalog struct {
 	pulses    chan struct{} // capacity 1: a Barrier is due
 	roster    chan struct{} // capacity 1: members or settings changed
 	voting    chan struct{} // capacity 1: the voters want a look
+
+	changing  sync.Mutex  // held while raft's configuration changes, or the state as a whole
+	leaving   leaving     // members that are to lose their vote
+	restoring atomic.Bool // a backup takes the state's place: no proposals
+	told      []string    // members, when streams were last ended for some; tellMembers'
 
 	asked  atomic.Uint64   // rounds, ever
 	asking rounds[reading] // this node's reads -> leader
@@ -72,7 +78,11 @@ const rpcTimeout = 10 * time.Second
 // takes part from then on. It waits for no leader. With an empty Dir the node
 // belongs to no mesh until Found makes one, or the leader of one sends its log.
 func Open(cfg Config) (*Catalog, error) {
-	return open(cfg, bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 32 << 20})
+	return open(cfg, usualBounds())
+}
+
+func usualBounds() bounds {
+	return bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 32 << 20}
 }
 
 func open(cfg Config, b bounds) (*Catalog, error) {
@@ -81,6 +91,9 @@ func open(cfg Config, b bounds) (*Catalog, error) {
 	}
 	if cfg.TagReads == "" {
 		cfg.TagReads = Linearizable
+	}
+	if cfg.OutAfter == 0 {
+		cfg.OutAfter = 15 * time.Minute
 	}
 	cfg.Timing = cfg.Timing.withDefaults()
 	c := &Catalog{
@@ -111,6 +124,7 @@ func (c *Catalog) start() error {
 	if err != nil {
 		return err
 	}
+	c.snaps = snaps
 	if err := c.startRaft(snaps); err != nil {
 		return err
 	}
@@ -158,7 +172,8 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 			// leaves the rest, or what breaks, to CommitTimeout.
 			MaxRPCsInFlight: 1,
 		}),
-		self: c.cfg.ID, leaders: &c.leaders, nudge: c.nudge, done: c.streams.done, beats: make(map[raft.ServerID]chan struct{}),
+		self: c.cfg.ID, leaders: &c.leaders, nudge: c.nudge, done: c.streams.done,
+		beats: make(map[raft.ServerID]chan struct{}), removed: make(map[raft.ServerID]bool),
 	}
 	var own atomic.Pointer[raft.Raft] // nil until watchers are told
 	c.trans.leads = func(term uint64) bool {
@@ -186,6 +201,8 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 			wake(c.voting)
 		case raft.ResumedHeartbeatObservation:
 			c.nudge() // a member is back, and cannot know what is committed
+		case raft.PeerObservation:
+			c.trans.peer(data.Peer.ID, data.Removed)
 		}
 		return false
 	}))
@@ -283,7 +300,13 @@ func (c *Catalog) found(ctx context.Context, mesh Cluster, self Member) error {
 	return err
 }
 
-func (c *Catalog) tellMembers() { c.cfg.OnMembers(c.state.members(), c.state.cluster()) }
+// tellMembers tells the node, which from then on greets nobody who is not among
+// them; only after that are streams ended that such a one has open.
+func (c *Catalog) tellMembers() {
+	members := c.state.members()
+	c.cfg.OnMembers(members, c.state.cluster())
+	c.endStreamsOfGone(members)
+}
 
 func (c *Catalog) tellRoster(ctx context.Context) {
 	for {

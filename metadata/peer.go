@@ -17,7 +17,7 @@ import (
 )
 
 // The questions of nodes to each other. Messages are small JSON, but for the
-// command of a proposal, which is what will be in the log.
+// command of a proposal, which is what will be in the log, and a backup.
 
 type indexMessage struct {
 	Index uint64 `json:"index"`
@@ -49,6 +49,7 @@ func (c *Catalog) PeerHandler() http.Handler {
 		return termMessage{c.raft.CurrentTerm()}, nil
 	}))
 	mux.HandleFunc("POST /metadata/applied", c.serve(c.serveApplied))
+	mux.HandleFunc("POST /metadata/restore", c.serveRestore)
 	return mux
 }
 
@@ -109,8 +110,9 @@ func (c *Catalog) servePropose(ctx context.Context, body []byte) (any, error) {
 	if err := proto.Unmarshal(body, cmd); err != nil {
 		return nil, oci.ErrUnsupported.Because("unreadable command").Wrap(err)
 	}
-	// An operation of a later version would stop every node that applies it.
-	if cmd.Op == nil || len(cmd.ProtoReflect().GetUnknown()) > 0 || cmd.Version != 1 {
+	// An operation of a later version would stop every node that applies it; a
+	// new epoch is nothing that one member brings upon the others.
+	if cmd.Op == nil || cmd.GetRecover() != nil || len(cmd.ProtoReflect().GetUnknown()) > 0 || cmd.Version != 1 {
 		return nil, oci.ErrUnsupported.Because("a command that this version does not know")
 	}
 	return c.proposeHere(ctx, cmd)

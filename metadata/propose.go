@@ -18,7 +18,10 @@ import (
 // FeatureLevel is the highest set of operations that this version understands:
 // a member announces it, and the log carries only what the lowest of all
 // members allows.
-const FeatureLevel = 1
+const FeatureLevel = 2
+
+// levelHealing brought the operations by which a mesh heals itself.
+const levelHealing = 2
 
 const (
 	writeTime   = time.Minute      // a write is given up after this; the state knows its request id for longer
@@ -162,12 +165,21 @@ func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal,
 	if c.raft.State() != raft.Leader {
 		return proposal{}, errNotLeader.WithDetail(c.leader())
 	}
+	if m := cmd.GetMember(); m.GetRemoved() {
+		if err := c.mayBury(m.Id); err != nil {
+			return proposal{}, err
+		}
+	}
 	cmd.Now = time.Now().UnixNano()
 	data, err := encode(cmd)
 	if err != nil {
 		return proposal{}, err
 	}
 	c.queued.Add(1)
+	if c.restoring.Load() { // looked at after queued was counted, and set before that is waited for
+		c.queued.Add(-1)
+		return proposal{}, oci.ErrUnavailable.Because("a backup is being restored")
+	}
 	c.proposals.Add(1)
 	var f raft.ApplyFuture
 	err = c.await(ctx, func() raft.Future {
@@ -193,9 +205,14 @@ func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal,
 }
 
 // needs is the feature level that every member must have before cmd may be
-// proposed, since one that does not know an operation stops. All operations so
-// far are those of the first level.
-func needs(*wire.Command) uint32 { return 1 }
+// proposed, since one that does not know an operation stops.
+func needs(cmd *wire.Command) uint32 {
+	switch cmd.Op.(type) {
+	case *wire.Command_Standing, *wire.Command_Recover:
+		return levelHealing
+	}
+	return 1
+}
 
 // refused translates raft's errors. Those that say for certain that the entry
 // was not appended become errNotLeader, all others leave a doubt.

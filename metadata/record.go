@@ -129,7 +129,11 @@ func (m memberRecord) encode() []byte {
 	b = appendString(b, m.Zone)
 	b = binary.AppendUvarint(b, uint64(m.Weight))
 	b = binary.AppendUvarint(b, uint64(m.Level))
-	return appendString(b, m.Address)
+	b = appendString(b, m.Address)
+	if !m.Out && !m.Draining { // the bytes that level 1 makes
+		return b
+	}
+	return appendBool(appendBool(b, m.Out), m.Draining)
 }
 
 func decodeMember(id string, b []byte) (memberRecord, error) {
@@ -140,6 +144,9 @@ func decodeMember(id string, b []byte) (memberRecord, error) {
 	m.Weight = uint32(f.uint())
 	m.Level = uint32(f.uint())
 	m.Address = f.string()
+	if len(f.b) > 0 {
+		m.Out, m.Draining = f.bool(), f.bool()
+	}
 	return m, f.err()
 }
 
@@ -272,6 +279,9 @@ const (
 	keyDiffers
 	idBuried
 	alreadyFounded
+	notMember
+	lastOwner
+	notNextEpoch
 )
 
 // decision is a verdict with what the client is told beside it.
@@ -318,6 +328,12 @@ func (d decision) result() *applyResult {
 		r.err = oci.ErrDenied.Because("this member was removed; its id cannot return")
 	case alreadyFounded:
 		r.err = oci.ErrDenied.Because("this mesh was founded before")
+	case notMember:
+		r.err = oci.ErrDenied.Because("no member has this id")
+	case lastOwner:
+		r.err = oci.ErrDenied.Because("no other member would own blobs")
+	case notNextEpoch:
+		r.err = oci.ErrDenied.Because("another recovery came first")
 	default: // a newer node's, in a snapshot
 		r.err = oci.ErrDenied.Because("refused")
 	}

@@ -114,7 +114,7 @@ func (t *tx) member(op *wire.Member) (decision, error) {
 	if !op.Removed && (op.Level == 0 || len(op.Key) != ed25519.PublicKeySize) {
 		return decision{verdict: badRequest}, nil
 	}
-	v, err := t.checkMember(op)
+	was, v, err := t.checkMember(op)
 	if v != done || err != nil {
 		return decision{verdict: v}, err
 	}
@@ -136,14 +136,16 @@ func (t *tx) member(op *wire.Member) (decision, error) {
 		m.Member = Member{
 			Name: op.Name, Key: op.Key, Zone: op.Zone,
 			Weight: op.Weight, Level: op.Level, Address: op.Address,
+			Out: was.Out, Draining: was.Draining,
 		}
 	}
 	return decision{}, t.b.Set(memberKey(op.Id), m.encode(), nil)
 }
 
 // checkMember holds op against the members there are: an id belongs to one key
-// for ever, a name to one member at a time.
-func (t *tx) checkMember(op *wire.Member) (v verdict, err error) {
+// for ever, a name to one member at a time. It returns what is known of the
+// member so far.
+func (t *tx) checkMember(op *wire.Member) (was Member, v verdict, err error) {
 	err = scan(t.b, []byte{keyMember}, func(id, value []byte) (bool, error) {
 		m, err := decodeMember(string(id), value)
 		switch {
@@ -154,8 +156,10 @@ func (t *tx) checkMember(op *wire.Member) (v verdict, err error) {
 			v = keyDiffers
 		case m.ID != op.Id && m.Name == op.Name: // graves have no name
 			v = nameTaken
+		case m.ID == op.Id:
+			was = m.Member
 		}
 		return v == done, err
 	})
-	return v, err
+	return was, v, err
 }

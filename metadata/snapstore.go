@@ -214,6 +214,57 @@ func (t *snapshotStore) stream(id string) (io.ReadCloser, int64, error) {
 	return &checkpointStream{encoder: e, store: t, id: id}, c.size, nil
 }
 
+// backup returns the stream of the state as it is now, and its length. It is
+// made from a checkpoint of its own, so that whoever reads it slowly holds up
+// nobody. The checkpoint goes when the stream is closed, or at the next start.
+func (t *snapshotStore) backup() (io.ReadCloser, int64, error) {
+	name, err := t.spare("backup")
+	if err != nil {
+		return nil, 0, err
+	}
+	r, size, err := t.checkpointNow(name)
+	if err != nil {
+		t.discard(name)
+		return nil, 0, err
+	}
+	return &backupStream{Reader: r, end: sync.OnceValue(func() error {
+		err := r.Close()
+		t.discard(name)
+		return err
+	})}, size, nil
+}
+
+// backupStream is a stream that leaves nothing behind.
+type backupStream struct {
+	io.Reader
+	end func() error
+}
+
+// Close implements io.Closer.
+func (b *backupStream) Close() error { return b.end() }
+
+// spare makes a folder that lasts no longer than this process.
+func (t *snapshotStore) spare(what string) (name string, err error) {
+	t.mu.Lock()
+	t.last++
+	name = fmt.Sprintf("%s-%d%s", what, t.last, tmpSuffix)
+	t.mu.Unlock()
+	return name, os.Mkdir(filepath.Join(t.dir, name), 0o700)
+}
+
+func (t *snapshotStore) checkpointNow(name string) (io.ReadCloser, int64, error) {
+	db, err := t.state.acquire()
+	if err != nil {
+		return nil, 0, err
+	}
+	err = db.Checkpoint(filepath.Join(t.dir, name, checkpointDir), pebble.WithFlushedWAL())
+	t.state.mu.RUnlock()
+	if err != nil {
+		return nil, 0, err
+	}
+	return t.stream(name)
+}
+
 func (t *snapshotStore) openCheckpoint(id string) (*checkpoint, error) {
 	db, err := pebble.Open(filepath.Join(t.dir, id, checkpointDir), &pebble.Options{
 		FS: vfs.Default, ReadOnly: true, CacheSize: 1 << 20, MaxOpenFiles: 256,

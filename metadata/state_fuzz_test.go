@@ -20,7 +20,8 @@ func FuzzApply(f *testing.F) {
 	for _, c := range []*wire.Command{
 		once, command(0, mounted("b", "blob", "")), command(0, unlinked("a/b", "blob")), command(0, untagged("a/b", "v1")),
 		command(0, dropped("a/b", "s")), command(0, joined("1", "n", "k")), command(0, founded(joined("3", "o", "k"), true)),
-		command(0, referring(imageOf("c", "x", nil), "m", "t")),
+		command(0, referring(imageOf("c", "x", nil), "m", "t")), command(0, out("1", true)), command(0, drained("1", true)),
+		command(0, &wire.Recover{Epoch: 4, Keep: []string{"1"}}),
 	} {
 		f.Add(encoded(f, c))
 	}

@@ -167,6 +167,10 @@ func command(minutes int, op any) *wire.Command {
 		c.Op = &wire.Command_Unmanifest{Unmanifest: op}
 	case *wire.Member:
 		c.Op = &wire.Command_Member{Member: op}
+	case *wire.Standing:
+		c.Op = &wire.Command_Standing{Standing: op}
+	case *wire.Recover:
+		c.Op = &wire.Command_Recover{Recover: op}
 	}
 	return c
 }
@@ -258,7 +262,7 @@ func TestUnknown(t *testing.T) {
 		"no operation": encoded(t, &wire.Command{Version: 1}),
 		"no version":   encoded(t, &wire.Command{Op: command(0, pushed("a", "b")).Op}),
 		"new version":  encoded(t, &wire.Command{Version: commandVersion + 1, Op: command(0, pushed("a", "b")).Op}),
-		"new op":       append(encoded(t, &wire.Command{Version: 1}), 10<<3|2, 0), // field 10, as a later node writes it
+		"new op":       append(encoded(t, &wire.Command{Version: 1}), 30<<3&0x7f|2|0x80, 30>>4, 0), // field 30, as a later node writes it
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newReplica(t)

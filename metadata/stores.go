@@ -7,6 +7,9 @@ import (
 )
 
 func (c *Catalog) openStores(fatal func(error)) (*snapshotStore, error) {
+	if err := checkRecovered(c.cfg.Dir); err != nil {
+		return nil, err
+	}
 	dir := filepath.Join(c.cfg.Dir, "raft")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make raft folder: %w", err)
@@ -27,8 +30,11 @@ func (c *Catalog) openStores(fatal func(error)) (*snapshotStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.checkStores(snaps); err != nil {
+	if err := checkStores(c.state, c.logs, snaps); err != nil {
 		return nil, err
+	}
+	if mesh := c.state.cluster(); mesh.ID != "" && c.cfg.Epoch != 0 && mesh.Epoch != c.cfg.Epoch {
+		return nil, fmt.Errorf("the catalogue is of epoch %d of the mesh, and this node of epoch %d: one of them is from before a recovery", mesh.Epoch, c.cfg.Epoch)
 	}
 	return snaps, nil
 }
@@ -37,12 +43,12 @@ func (c *Catalog) openStores(fatal func(error)) (*snapshotStore, error) {
 // entry that this node once acknowledged would be missing from its log, and it
 // could help to elect a leader that lacks it. What came with a snapshot counts
 // as acknowledged by others; it may be more than the snapshot's index says.
-func (c *Catalog) checkStores(snaps *snapshotStore) error {
-	end, err := c.logs.LastIndex()
+func checkStores(s *state, logs *logStore, snaps *snapshotStore) error {
+	end, err := logs.LastIndex()
 	if err != nil {
 		return fmt.Errorf("read raft log: %w", err)
 	}
-	last, err := c.logs.emptied()
+	last, err := logs.emptied()
 	if err != nil {
 		return fmt.Errorf("read raft log: %w", err)
 	}
@@ -54,22 +60,22 @@ func (c *Catalog) checkStores(snaps *snapshotStore) error {
 	for _, m := range metas {
 		last = max(last, m.Index, m.Applied)
 	}
-	if have := c.state.applied(); have > last {
+	if have := s.applied(); have > last {
 		return fmt.Errorf("the raft log ends at entry %d, but the state holds entry %d: the log was lost or replaced", last, have)
 	}
 	if len(metas) > 0 && end > 0 && end < metas[0].Index {
-		return c.closeGap(end)
+		return emptyLog(logs, end)
 	}
 	return nil
 }
 
-// closeGap empties the log, which ends before the newest snapshot: raft had
-// received that, and ended before it did so itself. Left as it is, the log
-// would take no entry after the snapshot. It must be done before raft runs.
-func (c *Catalog) closeGap(end uint64) error {
-	first, err := c.logs.FirstIndex()
+// emptyLog empties a log that ends at end, before raft runs. One that ends
+// before the newest snapshot must be: raft had received that, and ended before
+// it did so itself, and the log would take no entry after the snapshot.
+func emptyLog(logs *logStore, end uint64) error {
+	first, err := logs.FirstIndex()
 	if err == nil {
-		err = c.logs.DeleteRange(first, end)
+		err = logs.DeleteRange(first, end)
 	}
 	if err != nil {
 		return fmt.Errorf("empty raft log: %w", err)

@@ -79,13 +79,48 @@ func preamble(h header) []byte {
 	return appendString([]byte(streamMagic), h.encode())
 }
 
+// framer lays out a stream: records are put in, in the order of their keys, and
+// what is in out is read.
+type framer struct {
+	out   bytes.Buffer
+	sum   hash.Hash
+	count uint64
+}
+
+// begin comes before the first record.
+func (f *framer) begin(h header) {
+	f.sum = sha256.New()
+	f.put(preamble(h))
+}
+
+func (f *framer) put(b []byte) {
+	f.sum.Write(b)
+	f.out.Write(b)
+}
+
+func (f *framer) record(k, v []byte) {
+	var n [binary.MaxVarintLen64]byte
+	f.put(binary.AppendUvarint(n[:0], uint64(len(k))))
+	f.put(k)
+	f.put(binary.AppendUvarint(n[:0], uint64(len(v))))
+	f.put(v)
+	f.count++
+}
+
+// finish comes after the last record.
+func (f *framer) finish() {
+	f.put(binary.BigEndian.AppendUint64([]byte{0}, f.count))
+	f.out.Write(f.sum.Sum(nil))
+}
+
+// full reports whether enough is laid out to be read meanwhile.
+func (f *framer) full() bool { return f.out.Len() >= 64<<10 }
+
 // encoder makes the stream of a database that does not change meanwhile, as it
 // is read.
 type encoder struct {
-	it    *pebble.Iterator // nil when all records are read
-	next  bytes.Buffer
-	sum   hash.Hash
-	count uint64
+	framer
+	it *pebble.Iterator // nil when all records are read
 }
 
 func newEncoder(r pebble.Reader) (*encoder, error) {
@@ -97,20 +132,15 @@ func newEncoder(r pebble.Reader) (*encoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &encoder{it: it, sum: sha256.New()}
-	e.put(preamble(h))
+	e := &encoder{it: it}
+	e.begin(h)
 	it.First()
 	return e, nil
 }
 
-func (e *encoder) put(b []byte) {
-	e.sum.Write(b)
-	e.next.Write(b)
-}
-
 // Read implements io.Reader.
 func (e *encoder) Read(p []byte) (int, error) {
-	for e.next.Len() == 0 {
+	for e.out.Len() == 0 {
 		if e.it == nil {
 			return 0, io.EOF
 		}
@@ -118,23 +148,17 @@ func (e *encoder) Read(p []byte) (int, error) {
 			return 0, fmt.Errorf("stream state: %w", err)
 		}
 	}
-	return e.next.Read(p)
+	return e.out.Read(p)
 }
 
-// fill appends the next records, about 64 KiB of them, or the end.
+// fill lays out the next records, or the end.
 func (e *encoder) fill() error {
-	for ; e.it.Valid() && e.next.Len() < 64<<10; e.it.Next() {
+	for ; e.it.Valid() && !e.full(); e.it.Next() {
 		v, err := e.it.ValueAndErr()
 		if err != nil {
 			return err
 		}
-		k := e.it.Key()
-		var n [binary.MaxVarintLen64]byte
-		e.put(binary.AppendUvarint(n[:0], uint64(len(k))))
-		e.put(k)
-		e.put(binary.AppendUvarint(n[:0], uint64(len(v))))
-		e.put(v)
-		e.count++
+		e.record(e.it.Key(), v)
 	}
 	if e.it.Valid() {
 		return nil
@@ -142,8 +166,7 @@ func (e *encoder) fill() error {
 	if err := e.Close(); err != nil {
 		return err
 	}
-	e.put(binary.BigEndian.AppendUint64([]byte{0}, e.count))
-	e.next.Write(e.sum.Sum(nil))
+	e.finish()
 	return nil
 }
 

@@ -39,6 +39,7 @@ type stream struct {
 	net.Conn
 	s      *streams
 	served bool
+	to     string // whom it was dialled to
 	once   sync.Once
 }
 
@@ -80,7 +81,7 @@ func (s *streams) Accept() (net.Conn, error) {
 		if c.err != nil {
 			return nil, c.err
 		}
-		return s.keep(c.conn, true)
+		return s.keep(c.conn, true, "")
 	case <-s.done:
 		return nil, net.ErrClosed
 	}
@@ -95,12 +96,12 @@ func (s *streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.C
 		if err != nil {
 			return nil, err
 		}
-		return s.keep(conn, false)
+		return s.keep(conn, false, string(address))
 	}
 	near, far := net.Pipe()
 	select {
 	case s.in <- incoming{conn: far}:
-		return s.keep(near, false)
+		return s.keep(near, false, s.id)
 	case <-s.done:
 		return nil, net.ErrClosed
 	}
@@ -109,14 +110,14 @@ func (s *streams) Dial(address raft.ServerAddress, timeout time.Duration) (net.C
 // Addr implements net.Listener: this node's UUID.
 func (s *streams) Addr() net.Addr { return memberAddr(s.id) }
 
-func (s *streams) keep(conn net.Conn, served bool) (net.Conn, error) {
+func (s *streams) keep(conn net.Conn, served bool, to string) (net.Conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	st := &stream{Conn: conn, s: s, served: served}
+	st := &stream{Conn: conn, s: s, served: served, to: to}
 	s.open[st] = struct{}{}
 	if served {
 		s.handlers.Add(1)
@@ -137,6 +138,19 @@ func (st *stream) Close() error {
 		}
 	})
 	return err
+}
+
+// cut ends the streams to those who are gone, and all that are served. Who
+// opened one was proved when it was opened, and whether it still may is found
+// out by letting everybody open theirs again, which raft does by itself.
+func (s *streams) cut(gone func(id string) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for st := range s.open {
+		if st.served || gone(st.to) {
+			st.Conn.Close()
+		}
+	}
 }
 
 // Close implements net.Listener: it ends the listener and every stream, and

@@ -53,6 +53,12 @@ func (t *tasks) enter(ctx context.Context) (_ context.Context, leave func(), err
 	return ctx, func() { cancel(); t.wg.Done() }, nil
 }
 
+func (t *tasks) isEnded() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ended
+}
+
 func (t *tasks) close() {
 	t.mu.Lock()
 	t.ended = true

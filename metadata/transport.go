@@ -19,8 +19,9 @@ type transport struct {
 	nudge   func()                 // gives raft something to send
 	done    <-chan struct{}        // closed with the streams
 
-	mu    sync.Mutex
-	beats map[raft.ServerID]chan struct{} // closed at the next heartbeat that gets through
+	mu      sync.Mutex
+	beats   map[raft.ServerID]chan struct{} // closed at the next heartbeat that gets through
+	removed map[raft.ServerID]bool          // from raft's configuration: nothing is held for them
 }
 
 // AppendEntries implements raft.Transport: heartbeats and replication.
@@ -35,7 +36,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 	for {
 		next := t.nextBeat(id)
 		err := t.NetworkTransport.AppendEntries(id, target, args, resp)
-		if err == nil || !t.hold(args.Term, next) {
+		if err == nil || !t.hold(id, args.Term, next) {
 			return err
 		}
 	}
@@ -46,27 +47,28 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 func (t *transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	next := t.nextBeat(id)
 	err := t.NetworkTransport.InstallSnapshot(id, target, args, resp, data)
-	if err != nil && t.hold(args.Term, next) {
+	if err != nil && t.hold(id, args.Term, next) {
 		t.nudge()
 	}
 	return err
 }
 
 // hold reports whether a heartbeat got through; false when there will be no
-// more of them, since this node leads term no longer or is about to end.
-func (t *transport) hold(term uint64, beat <-chan struct{}) bool {
+// more of them, since id was removed, or this node leads term no longer or is
+// about to end.
+func (t *transport) hold(id raft.ServerID, term uint64, beat <-chan struct{}) bool {
 	lost := make(chan struct{}, 1)
 	defer t.leaders.add(func(leader string) {
 		if leader != t.self {
 			wake(lost)
 		}
 	})()
-	if !t.leads(term) { // lost while the call was under way, so that nobody will tell
+	if !t.leads(term) || t.isRemoved(id) { // lost while the call was under way, so that nobody will tell
 		return false
 	}
 	select {
 	case <-beat:
-		return true
+		return !t.isRemoved(id)
 	case <-lost:
 		return false
 	case <-t.done:
@@ -86,8 +88,32 @@ func (t *transport) nextBeat(id raft.ServerID) <-chan struct{} {
 func (t *transport) beat(id raft.ServerID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.release(id)
+}
+
+// release lets calls to id go on that are held; t.mu is held.
+func (t *transport) release(id raft.ServerID) {
 	if next := t.beats[id]; next != nil {
 		close(next)
 		delete(t.beats, id)
 	}
+}
+
+// peer is told when raft begins to replicate to a server, and when it removes
+// one: it waits for its calls to that one, makes a last one, and lets go.
+func (t *transport) peer(id raft.ServerID, removed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !removed {
+		delete(t.removed, id)
+		return
+	}
+	t.removed[id] = true
+	t.release(id)
+}
+
+func (t *transport) isRemoved(id raft.ServerID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.removed[id]
 }

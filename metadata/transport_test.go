@@ -3,6 +3,8 @@ package metadata
 import (
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
 )
 
 // A call that failed is held only while this node leads the call's term: what
@@ -15,18 +17,22 @@ func TestHold(t *testing.T) {
 		want bool
 	}{
 		{"leads, and a heartbeat gets through", 7, func(_ *transport, beat chan struct{}) { close(beat) }, true},
+		{"leads, and the other is removed", 7, func(tr *transport, beat chan struct{}) {
+			tr.beats = map[raft.ServerID]chan struct{}{"peer": beat}
+			tr.peer("peer", true)
+		}, false},
 		{"leads, until another does", 7, func(tr *transport, _ chan struct{}) { tr.leaders.told("other") }, false},
 		{"lost it meanwhile", 0, nil, false},
 		{"lost it meanwhile, and leads again", 8, nil, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			asked, beat := make(chan struct{}), make(chan struct{})
-			tr := &transport{self: "me", leaders: new(watchers), leads: func(term uint64) bool {
+			tr := &transport{removed: make(map[raft.ServerID]bool), self: "me", leaders: new(watchers), leads: func(term uint64) bool {
 				close(asked)
 				return term == tc.term
 			}}
 			held := make(chan bool, 1)
-			go func() { held <- tr.hold(7, beat) }()
+			go func() { held <- tr.hold("peer", 7, beat) }()
 			select {
 			case <-asked: // the watcher is there
 			case <-time.After(patience):
@@ -46,4 +52,15 @@ func TestHold(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the other was removed before", func(t *testing.T) {
+		tr := &transport{self: "me", leaders: new(watchers), leads: func(uint64) bool { return true }, removed: make(map[raft.ServerID]bool)}
+		tr.peer("peer", true)
+		if tr.hold("peer", 7, make(chan struct{})) {
+			t.Error("a heartbeat got through to nobody")
+		}
+		tr.peer("peer", false)
+		if tr.isRemoved("peer") {
+			t.Error("it came back, and nothing is held for it")
+		}
+	})
 }

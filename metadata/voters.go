@@ -12,7 +12,8 @@ import (
 
 // Who has a vote. Members come and go by entries of the log, and the leader
 // makes raft's configuration follow them, one change at a time: every member is
-// at least a replica, and the right number of them vote.
+// at least a replica, the right number of them vote, and who is a member no
+// longer leaves it, without its vote first (leave.go).
 
 // wanted is the number of voters for a mesh of n members. Even numbers tolerate
 // no more failures than the odd number below.
@@ -118,12 +119,14 @@ type tending struct {
 	seen     map[string]sighting
 	even     time.Time // since when the number of voters is even; zero: it is not
 	promoted string    // the last one given a vote
+	parting  map[string]time.Time
 }
 
 // sighting is a member's liveness, changed only after it lasted.
 type sighting struct {
 	alive bool
-	since time.Time // when gossip began to say otherwise; zero: it does not
+	says  bool      // what gossip said at the last look,
+	since time.Time // and has said since then, for all this leader knows
 }
 
 // look takes in what gossip says and returns who is lastingly alive. Who votes
@@ -135,18 +138,23 @@ func (t *tending) look(members []Member, alive, voters []string, now time.Time, 
 		if !known {
 			s.alive = slices.Contains(voters, m.ID)
 		}
-		switch says := slices.Contains(alive, m.ID); {
-		case says == s.alive:
-			s.since = time.Time{}
-		case s.since.IsZero():
-			s.since = now
-		case now.Sub(s.since) >= lasting:
-			s = sighting{alive: says}
+		if says := slices.Contains(alive, m.ID); !known || says != s.says {
+			s.says, s.since = says, now
+		}
+		if s.says != s.alive && now.Sub(s.since) >= lasting {
+			s.alive = s.says
 		}
 		t.seen[m.ID] = s
 		steady[m.ID] = s.alive
 	}
 	return steady
+}
+
+// lasted reports whether gossip has called the member alive, or gone, for as
+// long as this leader looks and for d at least.
+func (t *tending) lasted(id string, alive bool, now time.Time, d time.Duration) bool {
+	s, known := t.seen[id]
+	return known && s.says == alive && now.Sub(s.since) >= d
 }
 
 // odd returns the step that ends an even number of voters which has lasted too
@@ -185,7 +193,7 @@ func (c *Catalog) tendVoters(ctx context.Context) {
 			continue
 		}
 		if term := c.raft.CurrentTerm(); t.term != term {
-			t = tending{term: term, seen: make(map[string]sighting)}
+			t = tending{term: term, seen: make(map[string]sighting), parting: make(map[string]time.Time)}
 		}
 		changed, err := c.tend(ctx, &t)
 		switch {
@@ -200,6 +208,11 @@ func (c *Catalog) tendVoters(ctx context.Context) {
 
 // tend makes at most one change.
 func (c *Catalog) tend(ctx context.Context, t *tending) (changed bool, err error) {
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	if !c.knowsAll() {
+		return false, nil
+	}
 	members, alive := c.state.members(), c.cfg.Alive()
 	voters, others := c.servers()
 	for _, m := range members {
@@ -212,31 +225,75 @@ func (c *Catalog) tend(ctx context.Context, t *tending) (changed bool, err error
 	slices.SortFunc(voters, func(a, b string) int { // the leader first, which is this node
 		return cmp.Or(cmp.Compare(btoi(b == c.cfg.ID), btoi(a == c.cfg.ID)), cmp.Compare(a, b))
 	})
-	entered := slices.ContainsFunc(members, func(m Member) bool { return m.ID == c.cfg.ID })
-	if len(voters) == 0 || voters[0] != c.cfg.ID || !entered { // a founder leads before the entry that makes it a member
+	if len(voters) == 0 || voters[0] != c.cfg.ID || len(members) == 0 { // a founder leads before the entry that makes it a member
 		return false, nil
 	}
 	now := time.Now()
+	if id := t.parted(members, others, now, c.cfg.Timing.Stable); id != "" {
+		return true, c.dismiss(ctx, id)
+	}
 	steady := t.look(members, alive, voters, now, c.cfg.Timing.Stable)
+	steady[c.cfg.ID] = true
+	changed, err = c.tendVotes(ctx, t, members, voters, others, steady)
+	if changed || err != nil {
+		return changed, err
+	}
+	return c.tendStanding(ctx, t, members, now)
+}
+
+// knowsAll reports whether this node leads and has applied all that is
+// committed: what an earlier leader was told about members it must not undo.
+func (c *Catalog) knowsAll() bool {
+	_, index, err := c.committed()
+	return err == nil && c.state.applied() >= index
+}
+
+// tendVotes gives or takes a vote, or hands over what a leader without a future
+// should not keep.
+func (c *Catalog) tendVotes(ctx context.Context, t *tending, members []Member, voters, others []string, steady map[string]bool) (changed bool, err error) {
+	now := time.Now()
+	staying := c.leaving.without(members, now)
+	picked := pickVoters(staying, steady, voters)
+	if len(picked) == 0 { // everybody is to leave: nobody can
+		return false, nil
+	}
+	if !slices.Contains(picked, c.cfg.ID) {
+		for _, id := range picked {
+			if slices.Contains(voters, id) && steady[id] {
+				return true, c.handOver(ctx, id)
+			}
+		}
+	}
 	next, ok := t.odd(voters, now, c.cfg.Timing.Pair)
 	if !ok {
-		next, ok = nextStep(voters, pickVoters(members, steady, voters), steady, func(id string) bool {
+		next, ok = nextStep(voters, picked, steady, func(id string) bool {
 			return slices.Contains(others, id) && c.caughtUp(ctx, id)
 		})
 	}
 	switch {
-	case !ok:
+	case !ok || !next.vote && next.id == c.cfg.ID: // who leads has handed over first
 		return false, nil
 	case next.vote:
 		t.promoted = next.id
 		return true, c.reconfigure(ctx, "give a vote", next.id, func() raft.Future {
 			return c.raft.AddVoter(raft.ServerID(next.id), raft.ServerAddress(next.id), 0, enqueueTime)
 		})
-	default:
-		return true, c.reconfigure(ctx, "take the vote", next.id, func() raft.Future {
-			return c.raft.DemoteVoter(raft.ServerID(next.id), 0, enqueueTime)
-		})
 	}
+	if err := c.suffice(ctx, without(voters, []string{next.id})); err != nil {
+		return false, fmt.Errorf("take the vote (member %s): %w", next.id, err)
+	}
+	return true, c.reconfigure(ctx, "take the vote", next.id, func() raft.Future {
+		return c.raft.DemoteVoter(raft.ServerID(next.id), 0, enqueueTime)
+	})
+}
+
+// suffice returns nil if a majority of voters answers now. A change of raft's
+// configuration counts at once: without them it could not even be committed,
+// nor undone.
+func (c *Catalog) suffice(ctx context.Context, voters []string) error {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Proof)
+	defer cancel()
+	return c.askVoters(ctx, c.raft.CurrentTerm(), voters)
 }
 
 func btoi(b bool) int {

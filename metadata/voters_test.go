@@ -182,6 +182,37 @@ func TestTending(t *testing.T) {
 			}
 		}
 	})
+	t.Run("how long somebody has been there, or gone", func(t *testing.T) {
+		now = time.Now()
+		d := &tending{seen: make(map[string]sighting)}
+		for _, s := range []struct {
+			second     int
+			alive      string
+			back, gone string // for 2 s
+		}{
+			{0, "a1 a3", "", ""}, // a2 votes, which is no reason to take it for back
+			{1, "a1 a3", "", ""},
+			{2, "a1 a3", "a1 a3", "a2"},
+			{3, "a1 a2", "a1", ""},
+			{4, "a1", "a1", ""},
+			{5, "a1", "a1", "a3"},
+			{6, "a1 a3", "a1", "a2"},
+		} {
+			look(d, s.second, s.alive)
+			var back, gone []string
+			for _, id := range []string{"a1", "a2", "a3", "a4"} {
+				if d.lasted(id, true, at(s.second), 2*time.Second) {
+					back = append(back, id)
+				}
+				if d.lasted(id, false, at(s.second), 2*time.Second) {
+					gone = append(gone, id)
+				}
+			}
+			if strings.Join(back, " ") != s.back || strings.Join(gone, " ") != s.gone {
+				t.Errorf("at %d s: back %v, gone %v, want %q, %q", s.second, back, gone, s.back, s.gone)
+			}
+		}
+	})
 	t.Run("an even number ends", func(t *testing.T) {
 		now = time.Now()
 		d := &tending{promoted: "b"}

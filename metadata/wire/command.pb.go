@@ -1007,12 +1007,12 @@ func (x *Lost) GetFound() bool {
 }
 
 // Standing says whether a member owns blobs: one that is out, or draining, does
-// not.
+// not. The leader says the one and people the other, so what is absent stays.
 type Standing struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Out           bool                   `protobuf:"varint,2,opt,name=out,proto3" json:"out,omitempty"`
-	Draining      bool                   `protobuf:"varint,3,opt,name=draining,proto3" json:"draining,omitempty"`
+	Out           *bool                  `protobuf:"varint,2,opt,name=out,proto3,oneof" json:"out,omitempty"`
+	Draining      *bool                  `protobuf:"varint,3,opt,name=draining,proto3,oneof" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1055,15 +1055,15 @@ func (x *Standing) GetId() string {
 }
 
 func (x *Standing) GetOut() bool {
-	if x != nil {
-		return x.Out
+	if x != nil && x.Out != nil {
+		return *x.Out
 	}
 	return false
 }
 
 func (x *Standing) GetDraining() bool {
-	if x != nil {
-		return x.Draining
+	if x != nil && x.Draining != nil {
+		return *x.Draining
 	}
 	return false
 }
@@ -1253,11 +1253,13 @@ const file_command_proto_rawDesc = "" +
 	"\x04Lost\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x14\n" +
 	"\x05since\x18\x02 \x01(\x03R\x05since\x12\x14\n" +
-	"\x05found\x18\x03 \x01(\bR\x05found\"H\n" +
+	"\x05found\x18\x03 \x01(\bR\x05found\"g\n" +
 	"\bStanding\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
-	"\x03out\x18\x02 \x01(\bR\x03out\x12\x1a\n" +
-	"\bdraining\x18\x03 \x01(\bR\bdraining\"/\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
+	"\x03out\x18\x02 \x01(\bH\x00R\x03out\x88\x01\x01\x12\x1f\n" +
+	"\bdraining\x18\x03 \x01(\bH\x01R\bdraining\x88\x01\x01B\x06\n" +
+	"\x04_outB\v\n" +
+	"\t_draining\"/\n" +
 	"\x06Policy\x12%\n" +
 	"\x0euntagged_after\x18\x01 \x01(\x03R\runtaggedAfter\"3\n" +
 	"\aRecover\x12\x14\n" +
@@ -1336,6 +1338,7 @@ func file_command_proto_init() {
 		(*Command_Recover)(nil),
 	}
 	file_command_proto_msgTypes[3].OneofWrappers = []any{}
+	file_command_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -8,6 +8,13 @@ type Stats struct {
 	BytesFollowed int64 // read from growing copies; whole files are read without the Store
 	BlobsOpened   int64
 	BlobsStored   int64 // commits
+	BlobsRemoved  int64
+	BytesRemoved  int64
+
+	BytesScrubbed   int64 // read again, to see whether they are as they were stored
+	BlobsBad        int64 // found with wrong bytes, and no longer served
+	BlobsUnreadable int64 // the same of those that the disk could not read
+	Quarantined     int64 // files in quarantine, now
 
 	FileSyncs         int64
 	FolderSyncs       int64
@@ -28,6 +35,8 @@ type Stats struct {
 // counters are the live figures behind Stats; what runs now is counted from the tables.
 type counters struct {
 	written, followed, opened, committed      atomic.Int64
+	removed, removedBytes                     atomic.Int64
+	scrubbed, bad, unreadable, quarantined    atomic.Int64
 	fileSyncs, folderSyncs, syncsShared       atomic.Int64
 	fillsStarted, fillsFailed, replaced, lied atomic.Int64
 	followers                                 atomic.Int64
@@ -53,6 +62,12 @@ func (c *counters) snapshot() Stats {
 		BytesFollowed:     c.followed.Load(),
 		BlobsOpened:       c.opened.Load(),
 		BlobsStored:       c.committed.Load(),
+		BlobsRemoved:      c.removed.Load(),
+		BytesRemoved:      c.removedBytes.Load(),
+		BytesScrubbed:     c.scrubbed.Load(),
+		BlobsBad:          c.bad.Load(),
+		BlobsUnreadable:   c.unreadable.Load(),
+		Quarantined:       c.quarantined.Load(),
 		FileSyncs:         c.fileSyncs.Load(),
 		FolderSyncs:       c.folderSyncs.Load(),
 		FolderSyncsShared: c.syncsShared.Load(),
