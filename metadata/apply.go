@@ -67,7 +67,7 @@ func (s *state) applyBatch(logs []*raft.Log, results []any) error {
 	}
 	defer s.mu.RUnlock()
 
-	t := &tx{b: db.NewIndexedBatch(), at: s.at, receipts: &s.receipts, cluster: s.cluster()}
+	t := &tx{b: db.NewIndexedBatch(), at: s.at, receipts: &s.receipts, cluster: s.cluster(), level: s.level()}
 	defer t.b.Close()
 	stop := error(nil)
 	for i, l := range logs {
@@ -127,6 +127,7 @@ type tx struct {
 	at             progress
 	receipts       *receiptQueue
 	cluster        Cluster
+	level          uint32 // that every member has, as of the entry being applied
 	membersChanged bool
 }
 
@@ -164,7 +165,7 @@ func (t *tx) apply(l *raft.Log, cmd *wire.Command) (decision, error) {
 		if err := t.forget(0); err != nil {
 			return decision{}, err
 		}
-		return t.decide(cmd)
+		return t.carryOut(cmd)
 	case !validName(id, maxID):
 		return decision{verdict: badRequest}, nil
 	}
@@ -176,7 +177,7 @@ func (t *tx) apply(l *raft.Log, cmd *wire.Command) (decision, error) {
 	if seen || err != nil {
 		return r.decision, err
 	}
-	o, err := t.decide(cmd)
+	o, err := t.carryOut(cmd)
 	if err != nil {
 		return o, err
 	}
@@ -205,6 +206,16 @@ func (t *tx) forget(room int) error {
 	return nil
 }
 
+// carryOut applies a command's operation, and what follows where it raised the
+// level of the mesh.
+func (t *tx) carryOut(cmd *wire.Command) (decision, error) {
+	o, err := t.decide(cmd)
+	if err == nil && t.membersChanged {
+		err = t.relevel()
+	}
+	return o, err
+}
+
 // decide applies a command's operation. An error says that the database
 // failed; a refusal is an decision, and has written nothing.
 func (t *tx) decide(cmd *wire.Command) (decision, error) {
@@ -221,6 +232,12 @@ func (t *tx) decide(cmd *wire.Command) (decision, error) {
 		return t.unmanifest(op.Unmanifest)
 	case *wire.Command_Member:
 		return t.member(op.Member)
+	case *wire.Command_Expire:
+		return t.expire(op.Expire)
+	case *wire.Command_Lost:
+		return t.lost(op.Lost)
+	case *wire.Command_Policy:
+		return t.policy(op.Policy)
 	}
 	return decision{}, errUnknownOp
 }

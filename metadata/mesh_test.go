@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,12 +63,14 @@ type testNode struct {
 	http   net.Addr
 	up     bool
 	fatal  chan error
+	level  uint32       // that it announces
+	skew   atomic.Int64 // of its clock
 }
 
 func newMesh(t testing.TB) *testMesh {
 	m := &testMesh{
 		t: t, timing: quick,
-		bounds: bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 1 << 20},
+		bounds: bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 1 << 20, expire: 1000},
 		cut:    make(map[[2]string]bool), conns: make(map[net.Conn][2]string),
 	}
 	t.Cleanup(func() {
@@ -81,7 +84,13 @@ func newMesh(t testing.TB) *testMesh {
 // add makes a member with an empty folder; the first founds the mesh, the
 // others join through it.
 func (m *testMesh) add(zone string) *testNode {
-	n := &testNode{mesh: m, id: fmt.Sprintf("00000000-0000-4000-8000-%012d", len(m.nodes)+1), dir: m.t.TempDir(), zone: zone}
+	return m.addLevel(zone, FeatureLevel)
+}
+
+func (m *testMesh) addLevel(zone string, level uint32) *testNode {
+	n := &testNode{
+		mesh: m, id: fmt.Sprintf("00000000-0000-4000-8000-%012d", len(m.nodes)+1), dir: m.t.TempDir(), zone: zone, level: level,
+	}
 	m.mu.Lock()
 	m.nodes = append(m.nodes, n)
 	first := len(m.nodes) == 1
@@ -210,7 +219,7 @@ func (p plain) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (n *testNode) member() Member {
 	return Member{
-		ID: n.id, Name: "node-" + n.id[len(n.id)-2:], Zone: n.zone, Level: FeatureLevel, Weight: 1,
+		ID: n.id, Name: "node-" + n.id[len(n.id)-2:], Zone: n.zone, Level: n.level, Weight: 1,
 		Key:     ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n.id[len(n.id)-1]}, 32)).Public().(ed25519.PublicKey),
 		Address: n.http.String(),
 	}
@@ -262,6 +271,7 @@ func (n *testNode) start(found *Cluster) {
 		Alive:     func() []string { return m.alive(n.id) },
 		OnMembers: func([]Member, Cluster) {},
 		Fatal:     func(err error) { n.fatal <- err },
+		Now:       func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
 		TagReads:  m.reads, Timing: m.timing, Log: testLog(),
 	}, m.bounds)
 	if err != nil {

@@ -50,6 +50,11 @@ type Catalog struct {
 	}
 	proof proof
 
+	expiry struct {
+		sync.Mutex        // held during a pass
+		next       []byte // where the next pass goes on; nil is the beginning
+	}
+
 	opened time.Time
 	once   sync.Once
 	ended  error // of Close
@@ -61,6 +66,7 @@ type bounds struct {
 	threshold uint64 // entries that make one due
 	bytes     int    // of entries, all in all
 	segment   int    // bytes of one of the log's files, allocated whole
+	expire    int    // keys that one pass of Expire looks at; the next goes on from there
 }
 
 var errClosed = oci.ErrUnavailable.Because("this node is stopping")
@@ -72,7 +78,7 @@ const rpcTimeout = 10 * time.Second
 // takes part from then on. It waits for no leader. With an empty Dir the node
 // belongs to no mesh until Found makes one, or the leader of one sends its log.
 func Open(cfg Config) (*Catalog, error) {
-	return open(cfg, bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 32 << 20})
+	return open(cfg, bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 32 << 20, expire: 250_000})
 }
 
 func open(cfg Config, b bounds) (*Catalog, error) {
@@ -81,6 +87,9 @@ func open(cfg Config, b bounds) (*Catalog, error) {
 	}
 	if cfg.TagReads == "" {
 		cfg.TagReads = Linearizable
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	cfg.Timing = cfg.Timing.withDefaults()
 	c := &Catalog{

@@ -18,7 +18,11 @@ import (
 // FeatureLevel is the highest set of operations that this version understands:
 // a member announces it, and the log carries only what the lowest of all
 // members allows.
-const FeatureLevel = 1
+const FeatureLevel = 2
+
+// levelHealing brought the operations by which a mesh heals itself, and the
+// indexes that they need (rules_index.go).
+const levelHealing = 2
 
 const (
 	writeTime   = time.Minute      // a write is given up after this; the state knows its request id for longer
@@ -35,7 +39,7 @@ var errNotLeader = &oci.Error{Kind: "not-leader", Code: "UNAVAILABLE", Message: 
 // answered. It is JSON between nodes.
 type proposal struct {
 	Index uint64          `json:"index"`
-	Size  int64           `json:"size,omitempty"`
+	Size  int64           `json:"size,omitempty"`  // see decision
 	Err   json.RawMessage `json:"error,omitempty"` // oci.EncodeError
 }
 
@@ -162,7 +166,7 @@ func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal,
 	if c.raft.State() != raft.Leader {
 		return proposal{}, errNotLeader.WithDetail(c.leader())
 	}
-	cmd.Now = time.Now().UnixNano()
+	cmd.Now = c.cfg.Now().UnixNano()
 	data, err := encode(cmd)
 	if err != nil {
 		return proposal{}, err
@@ -193,9 +197,14 @@ func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal,
 }
 
 // needs is the feature level that every member must have before cmd may be
-// proposed, since one that does not know an operation stops. All operations so
-// far are those of the first level.
-func needs(*wire.Command) uint32 { return 1 }
+// proposed, since one that does not know an operation stops.
+func needs(cmd *wire.Command) uint32 {
+	switch cmd.Op.(type) {
+	case *wire.Command_Expire, *wire.Command_Lost, *wire.Command_Standing, *wire.Command_Policy, *wire.Command_Recover:
+		return levelHealing
+	}
+	return 1
+}
 
 // refused translates raft's errors. Those that say for certain that the entry
 // was not appended become errNotLeader, all others leave a doubt.
