@@ -127,12 +127,13 @@ type tx struct {
 	at             progress
 	receipts       *receiptQueue
 	cluster        Cluster
+	level          uint32 // that every member has, as of the entry being applied
 	membersChanged bool
 }
 
 // begin starts a batch; in raft's goroutine, or without raft.
 func (s *state) begin(db *pebble.DB) *tx {
-	return &tx{b: db.NewIndexedBatch(), at: s.at, receipts: &s.receipts, cluster: s.cluster()}
+	return &tx{b: db.NewIndexedBatch(), at: s.at, receipts: &s.receipts, cluster: s.cluster(), level: s.level()}
 }
 
 // next returns the command of the entry that is next, or nil where there is
@@ -169,7 +170,7 @@ func (t *tx) apply(l *raft.Log, cmd *wire.Command) (decision, error) {
 		if err := t.forget(0); err != nil {
 			return decision{}, err
 		}
-		return t.decide(cmd)
+		return t.carryOut(cmd)
 	case !validName(id, maxID):
 		return decision{verdict: badRequest}, nil
 	}
@@ -181,7 +182,7 @@ func (t *tx) apply(l *raft.Log, cmd *wire.Command) (decision, error) {
 	if seen || err != nil {
 		return r.decision, err
 	}
-	o, err := t.decide(cmd)
+	o, err := t.carryOut(cmd)
 	if err != nil {
 		return o, err
 	}
@@ -210,6 +211,16 @@ func (t *tx) forget(room int) error {
 	return nil
 }
 
+// carryOut applies a command's operation, and what follows where it raised the
+// level of the mesh.
+func (t *tx) carryOut(cmd *wire.Command) (decision, error) {
+	o, err := t.decide(cmd)
+	if err == nil && t.membersChanged {
+		err = t.relevel()
+	}
+	return o, err
+}
+
 // decide applies a command's operation. An error says that the database
 // failed; a refusal is an decision, and has written nothing.
 func (t *tx) decide(cmd *wire.Command) (decision, error) {
@@ -230,6 +241,12 @@ func (t *tx) decide(cmd *wire.Command) (decision, error) {
 		return t.standing(op.Standing)
 	case *wire.Command_Recover:
 		return t.recover(op.Recover)
+	case *wire.Command_Expire:
+		return t.expire(op.Expire)
+	case *wire.Command_Lost:
+		return t.lost(op.Lost)
+	case *wire.Command_Policy:
+		return t.policy(op.Policy)
 	}
 	return decision{}, errUnknownOp
 }

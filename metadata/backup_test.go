@@ -144,10 +144,8 @@ func TestRestoreRefused(t *testing.T) {
 	from := newMesh(t)
 	must(t, from.add("z").push("r", "x", 1))
 	good := backup(t, from.nodes[0])
-	older := from.make("z")
-	older.level = levelHealing - 1
-	older.start(nil)
-	older.join()
+	older := newMesh(t)
+	must(t, older.addLevel("z", levelHealing-1).push("r", "x", 1))
 	to := another(t, 3, 3)
 	flipped := func(at int) []byte {
 		b := bytes.Clone(good)
@@ -169,7 +167,7 @@ func TestRestoreRefused(t *testing.T) {
 		{"more than a backup", to, io.MultiReader(bytes.NewReader(good), strings.NewReader("x")), oci.ErrDenied},
 		{"a bit flipped in a record", to, bytes.NewReader(flipped(len(good) / 2)), oci.ErrDenied},
 		{"a bit flipped in the checksum", to, bytes.NewReader(flipped(len(good) - 1)), oci.ErrDenied},
-		{"of a mesh with older members", to, bytes.NewReader(backup(t, from.nodes[0])), oci.ErrDenied},
+		{"of a mesh with older members", to, bytes.NewReader(backup(t, older.nodes[0])), oci.ErrDenied},
 		{"into a mesh with a repository", full, bytes.NewReader(good), oci.ErrDenied},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -298,13 +296,13 @@ func TestRewrite(t *testing.T) {
 		t.Error("who was buried in the mesh returned")
 	}
 	for _, kind := range []byte{keyRepo, keyBytes} {
-		if got, want := names(t, own, kind), names(t, old, kind); got != want || got == "" {
+		if got, want := keysOf(t, own, kind), keysOf(t, old, kind); got != want || got == "" {
 			t.Errorf("kind %#x: %q, want %q", kind, got, want)
 		}
 	}
 }
 
-func names(t *testing.T, r *replica, kind byte) string {
+func keysOf(t *testing.T, r *replica, kind byte) string {
 	var b strings.Builder
 	must(t, scan(r.db, []byte{kind}, func(k, v []byte) (bool, error) {
 		fmt.Fprintf(&b, "%q=%q ", k, v)

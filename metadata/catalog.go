@@ -44,6 +44,8 @@ type Config struct {
 	// the log holds what this version does not know: the process must end. It
 	// must not call the Catalog, whose Close may wait for that disk.
 	Fatal func(error)
+	// Now is the clock that log time is made of; nil is time.Now.
+	Now func() time.Time
 
 	TagReads TagReads // "" is Linearizable
 	// OutAfter is how long a member may be gone before the leader puts it out
@@ -62,6 +64,7 @@ type Timing struct {
 	Stable   time.Duration // 2 s: how long a node must be there, or gone, before voters change, or it is taken into the ring
 	Pair     time.Duration // 10 s: how long an even number of voters may last
 	Tick     time.Duration // 1 s: how often the leader looks at the voters
+	LinkAge  time.Duration // 24 h: a link that is not used may expire then; half of it hides it from HEAD
 }
 
 func (t Timing) withDefaults() Timing {
@@ -75,6 +78,7 @@ func (t Timing) withDefaults() Timing {
 		{&t.Stable, 2 * time.Second},
 		{&t.Pair, 10 * time.Second},
 		{&t.Tick, time.Second},
+		{&t.LinkAge, linkAge},
 	} {
 		if *f.field == 0 {
 			*f.field = f.value
@@ -93,12 +97,20 @@ const (
 	Local        TagReads = "local"        // at once, as old as this replica
 )
 
-// Cluster is the identity and the mesh-wide settings, set by the founder.
+// Cluster is the identity and the mesh-wide settings: the founder's, and the
+// policy.
 type Cluster struct {
 	ID          string // UUID
 	Epoch       uint64 // raised by disaster recovery, so that an old majority cannot return
 	Replicas    int    // copies of each blob
 	AllowSparse bool   // images may be pushed before their blobs
+
+	UntaggedAfter time.Duration // see Policy
+}
+
+// Policy is what the mesh does with names by itself.
+type Policy struct {
+	UntaggedAfter time.Duration // a manifest without a tag may expire after this; 0 keeps it
 }
 
 // Member is a node as the log knows it.
@@ -171,7 +183,7 @@ type Status struct {
 }
 
 // Blob is a link of a repository on a blob. Stale says that the link has not
-// been used for 12 hours: HEAD answers 404, so that clients offer the blob
+// been used for half of Timing.LinkAge: HEAD answers 404, so that clients offer the blob
 // again, while GET still serves it.
 type Blob struct {
 	Size  int64

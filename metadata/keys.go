@@ -20,13 +20,16 @@ import (
 //	0x10 repo 00 'm' manifest                  manifest                     manifests of a repository
 //	0x10 repo 00 's' subject manifest          referrer                     referrers of a subject
 //	0x10 repo 00 't' tag                       digest                       tags, in byte order
+//	0x10 repo 00 'u' manifest                  log time                     manifests without a tag, and since when (level 2)
 //	0x20 digest 'l' repo                       -                            repositories that link a blob
 //	0x20 digest 'm' repo 00 manifest           -                            manifests that name these bytes
+//	0x20 digest 'p' repo                       link                         repositories whose manifest of this digest is placed as a blob (level 2)
+//	0x20 digest 'x'                            log time                     no member holds these bytes any more, and since when
 //
 // A repository's keys are neighbours, so that the catalogue is one seek per
 // repository. It exists as long as it has any key. Everything that needs a
 // digest's bytes is under one prefix, 0x20 digest, the manifest itself
-// included. Names hold no byte below '-', so 0x00 ends them without changing
+// included; 'x' stands there only beside an 'l' or a 'p'. Names hold no byte below '-', so 0x00 ends them without changing
 // their order. Digests are an algorithm byte and the raw hash: fixed in length
 // by the first byte, and in the order of their text.
 const (
@@ -42,6 +45,9 @@ const (
 	kindManifest = 'm'
 	kindReferrer = 's'
 	kindTag      = 't'
+	kindUntagged = 'u'
+	kindPlaced   = 'p'
+	kindLost     = 'x'
 )
 
 // Limits on what becomes part of a key. They are part of the rules of Apply.
@@ -179,11 +185,19 @@ func repoDigestKey(repo string, kind byte, d digest.Digest) ([]byte, bool) {
 
 // linkedIn is the key, or prefix with repo "", that says which repositories
 // link a blob.
-func linkedIn(d sum, repo string) []byte {
+func linkedIn(d sum, repo string) []byte { return bytesKey(d, kindLink, repo) }
+
+// placedIn is the key, or prefix with repo "", that says which repositories
+// hold a manifest of this digest whose body is a blob.
+func placedIn(d sum, repo string) []byte { return bytesKey(d, kindPlaced, repo) }
+
+func lostKey(d sum) []byte { return bytesKey(d, kindLost, "") }
+
+func bytesKey(d sum, kind byte, repo string) []byte {
 	k := make([]byte, 0, len(d)+len(repo)+2)
 	k = append(k, keyBytes)
 	k = append(k, d...)
-	k = append(k, kindLink)
+	k = append(k, kind)
 	return append(k, repo...)
 }
 

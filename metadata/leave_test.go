@@ -269,27 +269,18 @@ func TestDrain(t *testing.T) {
 func TestStandingNeedsLevel(t *testing.T) {
 	m := newMesh(t)
 	m.out = 50 * time.Millisecond
-	for i := range 5 {
-		n := m.make("z")
-		if i == 0 {
-			n.epoch = 1
-			n.start(&Cluster{ID: m.id, Epoch: 1, Replicas: 3})
-			continue
-		}
-		if i == 3 {
-			n.level = levelHealing - 1
-		}
-		n.start(nil)
-		n.join()
+	m.addLevel("z", levelHealing-1)
+	for range 4 {
+		m.add("z")
 	}
 	m.settle(3)
-	n, gone := m.nodes[0], m.nodes[4]
+	n, gone := m.nodes[1], m.nodes[4]
 	if err := n.Drain(context.Background(), n.id, true); !errors.Is(err, oci.ErrUnsupported) {
 		t.Errorf("drain: %v", err)
 	}
 	gone.stop()
-	old := m.nodes[3]
-	must(t, m.leader().Remove(context.Background(), old.id))
+	old := m.nodes[0]
+	must(t, n.Remove(context.Background(), old.id))
 	m.removed(t, old)
 	m.drop(old)
 	eventually(t, "the one that is gone to be put out", func() error {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,12 +79,13 @@ type testNode struct {
 	// and whom it knows for a member, nil while it knows nobody. By mesh.mu.
 	epoch uint64
 	pins  map[string]bool
+	skew  atomic.Int64 // of its clock
 }
 
 func newMesh(t testing.TB) *testMesh {
 	m := &testMesh{
 		t: t, timing: quick, id: "11111111-0000-4000-8000-000000000000",
-		bounds: bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 1 << 20},
+		bounds: bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 1 << 20, expire: 1000},
 		cut:    make(map[[2]string]bool), conns: make(map[net.Conn]line),
 	}
 	t.Cleanup(func() {
@@ -97,7 +99,12 @@ func newMesh(t testing.TB) *testMesh {
 // add makes a member with an empty folder; the first founds the mesh, the
 // others join through it.
 func (m *testMesh) add(zone string) *testNode {
+	return m.addLevel(zone, FeatureLevel)
+}
+
+func (m *testMesh) addLevel(zone string, level uint32) *testNode {
 	n := m.make(zone)
+	n.level = level
 	if m.made == 1 {
 		n.epoch = 1
 		n.start(&Cluster{ID: m.id, Epoch: 1, Replicas: 3})
@@ -336,6 +343,7 @@ func (n *testNode) start(found *Cluster) {
 		Alive:     func() []string { return m.alive(n.id) },
 		OnMembers: func(members []Member, _ Cluster) { n.pin(members) },
 		Fatal:     func(err error) { n.fatal <- err },
+		Now:       func() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) },
 		TagReads:  m.reads, Timing: m.timing, Log: testLog(),
 	}, m.bounds)
 	if err != nil {

@@ -29,6 +29,10 @@ type model struct {
 	bodies    map[[2]string]string
 	tags      map[[2]string]string
 	members   map[string]*wire.Member
+	policy    int64
+	untagged  map[[2]string]int64 // manifest -> since when
+	placed    map[[2]string]link  // manifests whose body is a blob
+	lost      map[string]bool
 	seen      map[string]modelReceipt
 	ids       []string // of seen, oldest first
 }
@@ -43,6 +47,7 @@ func newModel() *model {
 	return &model{
 		links: map[[2]string]link{}, manifests: map[[2]string]*wire.Manifest{}, bodies: map[[2]string]string{},
 		tags: map[[2]string]string{}, members: map[string]*wire.Member{}, seen: map[string]modelReceipt{},
+		untagged: map[[2]string]int64{}, placed: map[[2]string]link{}, lost: map[string]bool{},
 	}
 }
 
@@ -56,6 +61,7 @@ func (m *model) apply(c *wire.Command) (*oci.Error, int64) {
 		m.ids = m.ids[1:]
 	}
 	err, size := m.decide(c)
+	m.settle()
 	if c.RequestId != "" {
 		m.ids = append(m.ids, c.RequestId)
 		m.seen[c.RequestId] = modelReceipt{m.now, err, size}
@@ -83,18 +89,31 @@ func (m *model) decide(c *wire.Command) (*oci.Error, int64) {
 		delete(m.tags, at)
 	case *wire.Command_Unmanifest:
 		at := [2]string{op.Unmanifest.Repo, op.Unmanifest.Digest}
-		old := m.manifests[at]
-		if old == nil {
+		if m.manifests[at] == nil {
 			return oci.ErrManifestUnknown, 0
 		}
-		delete(m.manifests, at)
-		delete(m.bodies, at)
-		maps.DeleteFunc(m.tags, func(k [2]string, d string) bool { return k[0] == at[0] && d == at[1] })
-		m.release(old)
+		m.drop(at, m.now)
 	case *wire.Command_Member:
 		return m.member(op.Member), 0
+	case *wire.Command_Expire:
+		return nil, m.expire(op.Expire)
+	case *wire.Command_Lost:
+		return m.lose(op.Lost), 0
+	case *wire.Command_Policy:
+		if !m.founded || op.Policy.UntaggedAfter < 0 {
+			return oci.ErrDenied, 0
+		}
+		m.policy = op.Policy.UntaggedAfter
 	}
 	return nil, 0
+}
+
+func (m *model) drop(at [2]string, kept int64) {
+	old := m.manifests[at]
+	delete(m.manifests, at)
+	delete(m.bodies, at)
+	maps.DeleteFunc(m.tags, func(k [2]string, d string) bool { return k[0] == at[0] && d == at[1] })
+	m.release(old, nil, kept)
 }
 
 func (m *model) link(op *wire.Link) (*oci.Error, int64) {
@@ -108,46 +127,63 @@ func (m *model) link(op *wire.Link) (*oci.Error, int64) {
 	if len(repos) > 0 {
 		size = m.links[[2]string{repos[0], op.Digest}].size
 	}
-	if op.Mount && (len(repos) == 0 || op.From != "" && !slices.Contains(repos, op.From)) {
+	if op.Mount && (len(repos) == 0 || m.lost[op.Digest] || op.From != "" && !slices.Contains(repos, op.From)) {
 		return oci.ErrBlobUnknown, 0
 	}
 	m.links[[2]string{op.Repo, op.Digest}] = link{size, m.now}
+	if !op.Mount {
+		delete(m.lost, op.Digest)
+	}
 	return nil, size
 }
 
 func (m *model) manifest(op *wire.Manifest) *oci.Error {
 	for _, b := range op.Blobs {
-		if _, ok := m.links[[2]string{op.Repo, b}]; !ok && !m.sparse {
+		if _, ok := m.links[[2]string{op.Repo, b}]; (!ok || m.lost[b]) && !m.sparse {
 			return oci.ErrManifestBlobUnknown
 		}
 	}
 	at := [2]string{op.Repo, op.Digest}
 	old := m.manifests[at]
 	m.manifests[at] = op
+	delete(m.untagged, at) // age counts anew, if it has no tag
+	delete(m.placed, at)
 	if op.Body != nil {
 		m.bodies[at] = string(op.Body)
+	} else {
+		delete(m.lost, op.Digest)
 	}
 	for _, tag := range op.Tags {
 		m.tags[[2]string{op.Repo, tag}] = op.Digest
 	}
 	if old != nil {
-		m.release(old)
+		m.release(old, op, m.now)
 	}
 	return nil
 }
 
 func (m *model) uses(repo, d string) bool {
 	for k, man := range m.manifests {
-		if k[0] == repo && (slices.Contains(man.Blobs, d) || slices.Contains(man.Children, d)) {
+		if k[0] == repo && (k[1] == d || names(man, d)) {
 			return true
 		}
 	}
 	return false
 }
 
-func (m *model) release(old *wire.Manifest) {
+func names(man *wire.Manifest, d string) bool {
+	return man != nil && (slices.Contains(man.Blobs, d) || slices.Contains(man.Children, d))
+}
+
+func (m *model) release(old, now *wire.Manifest, kept int64) {
 	for _, b := range append(slices.Clone(old.Blobs), old.Children...) {
 		at := [2]string{old.Repo, b}
+		if names(now, b) || b == old.Digest {
+			continue
+		}
+		if since, ok := m.untagged[at]; ok {
+			m.untagged[at] = max(since, kept)
+		}
 		if l, ok := m.links[at]; ok && !m.uses(old.Repo, b) {
 			m.links[at] = link{l.size, m.now}
 		}
@@ -156,6 +192,9 @@ func (m *model) release(old *wire.Manifest) {
 
 func (m *model) member(op *wire.Member) *oci.Error {
 	if !op.Removed {
+		if op.Level < m.level() {
+			return oci.ErrDenied
+		}
 		for id, o := range m.members {
 			same := id == op.Id
 			if same && (o.Removed || string(o.Key) != string(op.Key)) || !same && !o.Removed && o.Name == op.Name {
@@ -181,14 +220,21 @@ func (m *model) agree(t *rapid.T, s *state) {
 	repos := map[string]bool{}
 	for k, l := range m.links {
 		repos[k[0]] = true
-		stale := time.Duration(m.now-l.used) > staleAfter && !m.uses(k[0], k[1])
-		if b, ok, err := s.blob(k[0], digest.Digest(k[1])); !ok || err != nil || b != (Blob{l.size, stale}) {
+		stale := time.Duration(m.now-l.used) > linkAge/2 && !m.uses(k[0], k[1])
+		want := Blob{l.size, stale}
+		if m.lost[k[1]] {
+			want = Blob{}
+		}
+		if b, ok, err := s.blob(k[0], digest.Digest(k[1])); ok == m.lost[k[1]] || err != nil || b != want {
 			t.Fatalf("blob %v: %+v %v %v, want %+v stale %v", k, b, ok, err, l, stale)
 		}
 	}
 	for k, man := range m.manifests {
 		repos[k[0]] = true
 		got, ok, err := s.manifest(k[0], digest.Digest(k[1]))
+		if _, inline := m.bodies[k]; !inline && m.lost[k[1]] && !ok && err == nil {
+			continue
+		}
 		if !ok || err != nil || string(got.Body) != m.bodies[k] || got.MediaType != man.MediaType || got.Size != man.Size {
 			t.Fatalf("manifest %v: %+v %v %v", k, got, ok, err)
 		}
@@ -218,6 +264,7 @@ func (m *model) agree(t *rapid.T, s *state) {
 		}
 	}
 	m.agreeMembers(t, s)
+	m.agreeIndexes(t, s)
 }
 
 func (m *model) agreeReferrers(t *rapid.T, s *state, repo, subject, kind string) {
@@ -251,7 +298,7 @@ func (m *model) agreeMembers(t *rapid.T, s *state) {
 	for _, o := range s.members() {
 		got = append(got, fmt.Sprint(o.ID, o.Name, string(o.Key), o.Zone, o.Weight, o.Level, o.Address))
 	}
-	if !slices.Equal(got, want) || s.cluster().AllowSparse != m.sparse || (s.cluster().ID != "") != m.founded {
+	if !slices.Equal(got, want) || s.cluster().AllowSparse != m.sparse || int64(s.cluster().UntaggedAfter) != m.policy || (s.cluster().ID != "") != m.founded {
 		t.Fatalf("members %v, want %v; cluster %+v", got, want, s.cluster())
 	}
 }
@@ -262,7 +309,8 @@ var (
 	modelManifests = []string{"m0", "m1", "m2"}
 )
 
-func drawCommand(t *rapid.T) *wire.Command {
+// drawCommand draws a command for a log whose time is now.
+func drawCommand(t *rapid.T, now int64) *wire.Command {
 	pick := func(name string, from ...string) string { return rapid.SampledFrom(from).Draw(t, name) }
 	some := func(name string, from []string) (all []string) {
 		for _, s := range from {
@@ -280,9 +328,9 @@ func drawCommand(t *rapid.T) *wire.Command {
 	}
 	repo := pick("repo", modelRepos...)
 	var op any
-	switch rapid.IntRange(0, 9).Draw(t, "op") {
+	switch rapid.IntRange(0, 14).Draw(t, "op") {
 	case 0, 1:
-		op = pushed(repo, pick("blob", modelBlobs...))
+		op = pushed(repo, pick("blob", append(modelBlobs, "m0")...))
 	case 2:
 		op = mounted(repo, pick("blob", modelBlobs...), pick("from", append(modelRepos, "")...))
 	case 3:
@@ -305,11 +353,21 @@ func drawCommand(t *rapid.T) *wire.Command {
 		op = dropped(repo, pick("manifest", modelManifests...))
 	case 9:
 		m := joined(pick("id", "1", "2", "3"), pick("name", "n1", "n2"), pick("key", "k1", "k2"))
+		m.Level = rapid.Uint32Range(1, 2).Draw(t, "level")
 		m.Removed = rapid.IntRange(0, 5).Draw(t, "removed") == 0
 		if !m.Removed && rapid.Bool().Draw(t, "founds") {
 			founded(m, rapid.Bool().Draw(t, "sparse"))
 		}
 		op = m
+	case 10, 11:
+		op = drawExpire(t, now)
+	case 12, 13:
+		op = &wire.Lost{
+			Digest: sha(pick("lost", append(modelBlobs, modelManifests...)...)),
+			Since:  now + rapid.Int64Range(-1, 1).Draw(t, "since"), Found: rapid.IntRange(0, 3).Draw(t, "found") == 0,
+		}
+	case 14:
+		op = &wire.Policy{UntaggedAfter: rapid.SampledFrom([]int64{-1, 0, 1, int64(time.Hour)}).Draw(t, "policy")}
 	}
 	c := command(rapid.SampledFrom([]int{0, 1, 5, 16, -10, 60, 60 * 13}).Draw(t, "clock"), op)
 	c.RequestId = pick("request", "", "", "r1", "r2", "r3")
@@ -328,7 +386,13 @@ func TestModel(t *testing.T) {
 		var log []*raft.Log
 		clock := int64(0)
 		for i := range rapid.IntRange(1, 60).Draw(rt, "length") {
-			c := drawCommand(rt)
+			c := drawCommand(rt, m.now)
+			if i == 0 && rapid.IntRange(0, 3).Draw(rt, "upgraded") > 0 {
+				c = command(0, levelled(levelHealing))
+			}
+			if m.empties(c) {
+				continue
+			}
 			// Clocks run on, and sometimes back.
 			clock, c.Now = clock+max(0, c.Now-epoch), epoch+clock+c.Now-epoch
 			l := entry(t, uint64(2*i+1), c) // raft's own entries lie between

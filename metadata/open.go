@@ -56,6 +56,11 @@ type Catalog struct {
 	}
 	proof proof
 
+	expiry struct {
+		sync.Mutex        // held during a pass
+		next       []byte // where the next pass goes on; nil is the beginning
+	}
+
 	opened time.Time
 	once   sync.Once
 	ended  error // of Close
@@ -67,6 +72,7 @@ type bounds struct {
 	threshold uint64 // entries that make one due
 	bytes     int    // of entries, all in all
 	segment   int    // bytes of one of the log's files, allocated whole
+	expire    int    // keys that one pass of Expire looks at; the next goes on from there
 }
 
 var errClosed = oci.ErrUnavailable.Because("this node is stopping")
@@ -82,7 +88,7 @@ func Open(cfg Config) (*Catalog, error) {
 }
 
 func usualBounds() bounds {
-	return bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 32 << 20}
+	return bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 32 << 20, expire: 250_000}
 }
 
 func open(cfg Config, b bounds) (*Catalog, error) {
@@ -94,6 +100,9 @@ func open(cfg Config, b bounds) (*Catalog, error) {
 	}
 	if cfg.OutAfter == 0 {
 		cfg.OutAfter = 15 * time.Minute
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	cfg.Timing = cfg.Timing.withDefaults()
 	c := &Catalog{

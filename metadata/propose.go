@@ -20,7 +20,8 @@ import (
 // members allows.
 const FeatureLevel = 2
 
-// levelHealing brought the operations by which a mesh heals itself.
+// levelHealing brought the operations by which a mesh heals itself, and the
+// indexes that they need (rules_index.go).
 const levelHealing = 2
 
 const (
@@ -38,7 +39,7 @@ var errNotLeader = &oci.Error{Kind: "not-leader", Code: "UNAVAILABLE", Message: 
 // answered. It is JSON between nodes.
 type proposal struct {
 	Index uint64          `json:"index"`
-	Size  int64           `json:"size,omitempty"`
+	Size  int64           `json:"size,omitempty"`  // see decision
 	Err   json.RawMessage `json:"error,omitempty"` // oci.EncodeError
 }
 
@@ -170,7 +171,7 @@ func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal,
 			return proposal{}, err
 		}
 	}
-	cmd.Now = time.Now().UnixNano()
+	cmd.Now = c.cfg.Now().UnixNano()
 	data, err := encode(cmd)
 	if err != nil {
 		return proposal{}, err
@@ -208,7 +209,7 @@ func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal,
 // proposed, since one that does not know an operation stops.
 func needs(cmd *wire.Command) uint32 {
 	switch cmd.Op.(type) {
-	case *wire.Command_Standing, *wire.Command_Recover:
+	case *wire.Command_Expire, *wire.Command_Lost, *wire.Command_Standing, *wire.Command_Policy, *wire.Command_Recover:
 		return levelHealing
 	}
 	return 1

@@ -17,9 +17,9 @@ import (
 // digest that could not be stored is one that is not there.
 
 const (
-	// staleAfter is the age at which an unused link is hidden from HEAD, so
-	// that clients offer the blob again before it may expire.
-	staleAfter = 12 * time.Hour
+	// linkAge is the age at which an unused link may expire. At half of it the
+	// link is hidden from HEAD, so that clients offer the blob again before.
+	linkAge = 24 * time.Hour
 
 	// A page holds pageSize items where the client names no number, and
 	// maxPage at the most.
@@ -30,7 +30,7 @@ const (
 	pageBytes = 3 << 20
 )
 
-// manifest returns a manifest of a repository.
+// manifest returns a manifest of a repository, unless its bytes are lost.
 func (s *state) manifest(repo string, d digest.Digest) (m Manifest, ok bool, err error) {
 	key, ok := repoDigestKey(repo, kindManifest, d)
 	if !ok {
@@ -41,8 +41,13 @@ func (s *state) manifest(repo string, d digest.Digest) (m Manifest, ok bool, err
 		return m, false, err
 	}
 	defer s.mu.RUnlock()
+	lost := false
 	ok, err = get(db, key, func(v []byte) error {
 		r, err := decodeManifest(v)
+		if err == nil && !r.inline {
+			id, _ := parseSum(string(d))
+			lost, err = isLost(db, id)
+		}
 		m = Manifest{Digest: d, MediaType: r.mediaType, Size: r.size}
 		if r.inline {
 			m.Body = append(make([]byte, 0, len(r.body)), r.body...)
@@ -51,6 +56,9 @@ func (s *state) manifest(repo string, d digest.Digest) (m Manifest, ok bool, err
 	})
 	if err != nil {
 		return Manifest{}, false, fmt.Errorf("read manifest: %w", err)
+	}
+	if lost {
+		return Manifest{}, false, nil
 	}
 	return m, ok, nil
 }
@@ -74,7 +82,7 @@ func (s *state) tag(repo, tag string) (d digest.Digest, ok bool, err error) {
 	return d, ok, nil
 }
 
-// blob returns a repository's link on a blob.
+// blob returns a repository's link on a blob, unless that is lost.
 func (s *state) blob(repo string, d digest.Digest) (b Blob, ok bool, err error) {
 	id, ok := parseSum(string(d))
 	if !ok {
@@ -90,8 +98,14 @@ func (s *state) blob(repo string, d digest.Digest) (b Blob, ok bool, err error) 
 		l, err = decodeLink(v)
 		return err
 	})
+	if ok && err == nil {
+		var lost bool
+		if lost, err = isLost(db, id); lost {
+			return Blob{}, false, err
+		}
+	}
 	b.Size = l.size
-	if ok && err == nil && s.now().Sub(time.Unix(0, l.used)) > staleAfter {
+	if ok && err == nil && s.now().Sub(time.Unix(0, l.used)) > s.linkAge/2 {
 		var used bool
 		used, err = hasPrefix(db, namedBy(id, repo, ""))
 		b.Stale = !used

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -106,12 +107,19 @@ func encodeCluster(c Cluster) []byte {
 	b := appendString(nil, c.ID)
 	b = binary.AppendUvarint(b, c.Epoch)
 	b = binary.AppendUvarint(b, uint64(c.Replicas))
-	return appendBool(b, c.AllowSparse)
+	b = appendBool(b, c.AllowSparse)
+	if c.UntaggedAfter == 0 { // the bytes that level 1 makes
+		return b
+	}
+	return binary.AppendUvarint(b, uint64(c.UntaggedAfter))
 }
 
 func decodeCluster(b []byte) (Cluster, error) {
 	f := fields{b: b}
 	c := Cluster{ID: f.string(), Epoch: f.uint(), Replicas: int(f.uint()), AllowSparse: f.bool()}
+	if len(f.b) > 0 {
+		c.UntaggedAfter = time.Duration(f.int())
+	}
 	return c, f.err()
 }
 
@@ -150,7 +158,8 @@ func decodeMember(id string, b []byte) (memberRecord, error) {
 	return m, f.err()
 }
 
-// link is a blob's place in a repository.
+// link is a blob's place in a repository, or that of a manifest whose body is
+// placed as a blob.
 type link struct {
 	size int64
 	used int64 // log time of the latest push, mount, re-offer or drop of its last manifest
@@ -204,6 +213,14 @@ func mediaType(b []byte) string {
 		return v1.MediaTypeImageIndex
 	}
 	return string(b)
+}
+
+func encodeTime(at int64) []byte { return binary.AppendUvarint(nil, uint64(at)) }
+
+func decodeTime(b []byte) (int64, error) {
+	f := fields{b: b}
+	at := f.int()
+	return at, f.err()
 }
 
 // naming is what a manifest names.
@@ -282,12 +299,14 @@ const (
 	notMember
 	lastOwner
 	notNextEpoch
+	levelTooLow
+	usedSince
 )
 
 // decision is a verdict with what the client is told beside it.
 type decision struct {
 	verdict verdict
-	size    int64 // of the blob, where a link was made
+	size    int64 // of the blob, where a link was made; of the names that went, where some expired
 	missing []sum // the first few, where blobs are missing
 }
 
@@ -334,6 +353,10 @@ func (d decision) result() *applyResult {
 		r.err = oci.ErrDenied.Because("no other member would own blobs")
 	case notNextEpoch:
 		r.err = oci.ErrDenied.Because("another recovery came first")
+	case levelTooLow:
+		r.err = oci.ErrDenied.Because("every member runs a later version of flotilla: upgrade this node")
+	case usedSince:
+		r.err = oci.ErrDenied.Because("the blob was used meanwhile")
 	default: // a newer node's, in a snapshot
 		r.err = oci.ErrDenied.Because("refused")
 	}

@@ -45,6 +45,7 @@ type Recovered struct {
 	LogTime      time.Time // of the last command: what others agreed on later is lost
 	Voters       []string  // UUIDs, as the log knew them
 	Kept, Buried []Member
+	Unfinished   bool // a recovery was begun here: only repeating it helps
 }
 
 // recoveringFile is there from the first change of a recovery to the last.

@@ -71,6 +71,7 @@ func (r *recovery) look() (out Recovered, err error) {
 		return out, err
 	}
 	out = Recovered{Cluster: roster.cluster, Index: r.index, Term: r.term, LogTime: time.Unix(0, t.at.now)}
+	out.Unfinished = checkRecovered(r.cfg.Dir) != nil
 	if out.Voters, err = r.voters(metas); err != nil {
 		return out, err
 	}

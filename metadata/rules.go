@@ -29,14 +29,26 @@ func (t *tx) link(op *wire.Link) (decision, error) {
 	if err != nil {
 		return decision{}, err
 	}
-	if !known {
-		if op.Mount {
+	if op.Mount {
+		// Of a lost blob there is nothing to mount: the client then uploads it.
+		lost, err := isLost(t.b, d)
+		if err != nil {
+			return decision{}, err
+		}
+		if !known || lost {
 			return decision{verdict: noBlob}, nil
 		}
+	}
+	if !known {
 		size = op.Size
 	}
 	if err := t.setLink(op.Repo, d, link{size: size, used: t.at.now}); err != nil {
 		return decision{}, err
+	}
+	if !op.Mount { // its bytes were placed just now
+		if err := t.found(d); err != nil {
+			return decision{}, err
+		}
 	}
 	return decision{size: size}, t.b.Set(linkedIn(d, op.Repo), nil, nil)
 }
@@ -93,7 +105,14 @@ func (t *tx) unlink(op *wire.Unlink) (decision, error) {
 	if !ok {
 		return decision{verdict: noBlob}, nil
 	}
-	return decision{}, t.delete(repoKey(op.Repo, kindLink, string(d)), linkedIn(d, op.Repo))
+	return decision{}, t.dropLink(op.Repo, d)
+}
+
+func (t *tx) dropLink(repo string, d sum) error {
+	if err := t.delete(repoKey(repo, kindLink, string(d)), linkedIn(d, repo)); err != nil {
+		return err
+	}
+	return t.unwanted(d)
 }
 
 func (t *tx) delete(keys ...[]byte) error {
@@ -113,6 +132,9 @@ func (t *tx) member(op *wire.Member) (decision, error) {
 	// Level 0 would be taken for nobody being a member: see state.level.
 	if !op.Removed && (op.Level == 0 || len(op.Key) != ed25519.PublicKeySize) {
 		return decision{verdict: badRequest}, nil
+	}
+	if !op.Removed && op.Level < t.level {
+		return decision{verdict: levelTooLow}, nil
 	}
 	was, v, err := t.checkMember(op)
 	if v != done || err != nil {

@@ -3,6 +3,8 @@ package metadata
 import (
 	"slices"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/flotilla-registry/flotilla/metadata/wire"
 )
 
@@ -23,14 +25,14 @@ func (t *tx) manifest(op *wire.Manifest) (decision, error) {
 		size: op.Size, mediaType: op.MediaType,
 		names: n.encode(), inline: op.Body != nil, body: op.Body,
 	}
-	old, err := t.replace(op.Repo, d, &m, n)
+	old, known, err := t.replace(op.Repo, d, &m)
 	if err != nil {
 		return decision{}, err
 	}
 	if err := t.name(op, d, n); err != nil {
 		return decision{}, err
 	}
-	if err := t.unname(op.Repo, d, old, n); err != nil {
+	if err := t.unname(op.Repo, d, old, n, t.at.now); err != nil {
 		return decision{}, err
 	}
 	if err := t.b.Set(repoKey(op.Repo, kindManifest, string(d)), m.encode(), nil); err != nil {
@@ -41,7 +43,12 @@ func (t *tx) manifest(op *wire.Manifest) (decision, error) {
 			return decision{}, err
 		}
 	}
-	return decision{}, nil
+	if op.Body == nil { // it was placed just now, even where an earlier body stands
+		if err := t.found(d); err != nil {
+			return decision{}, err
+		}
+	}
+	return decision{}, t.indexPut(op, d, m, known)
 }
 
 // checkManifest decides what needs no look at the state.
@@ -77,7 +84,7 @@ func checkManifest(op *wire.Manifest) (d sum, n naming, v verdict) {
 }
 
 // missing returns the first blobs that the manifest needs and its repository
-// does not link. Children of an index may be absent.
+// does not link, or that are lost. Children of an index may be absent.
 func (t *tx) missing(op *wire.Manifest) (missing []sum, err error) {
 	if t.cluster.AllowSparse {
 		return nil, nil
@@ -87,6 +94,13 @@ func (t *tx) missing(op *wire.Manifest) (missing []sum, err error) {
 		linked, err := get(t.b, repoKey(op.Repo, kindLink, string(d)), nil)
 		if err != nil {
 			return nil, err
+		}
+		if linked {
+			lost, err := isLost(t.b, d)
+			if err != nil {
+				return nil, err
+			}
+			linked = !lost
 		}
 		if !linked && len(missing) < maxMissing && !slices.Contains(missing, d) {
 			missing = append(missing, d)
@@ -99,8 +113,8 @@ func (t *tx) missing(op *wire.Manifest) (missing []sum, err error) {
 // there is one: the same bytes put again, so that their
 // body stands. It returns what that one named: under another media type the
 // same bytes may name other things.
-func (t *tx) replace(repo string, d sum, m *manifestRecord, n naming) (old naming, err error) {
-	_, err = get(t.b, repoKey(repo, kindManifest, string(d)), func(v []byte) error {
+func (t *tx) replace(repo string, d sum, m *manifestRecord) (old naming, known bool, err error) {
+	known, err = get(t.b, repoKey(repo, kindManifest, string(d)), func(v []byte) error {
 		prev, err := decodeManifest(v)
 		if err != nil {
 			return err
@@ -111,7 +125,7 @@ func (t *tx) replace(repo string, d sum, m *manifestRecord, n naming) (old namin
 		old, err = decodeNaming(prev.names)
 		return err
 	})
-	return old, err
+	return old, known, err
 }
 
 // name enters what a manifest names: its own bytes, blobs and children, and
@@ -139,8 +153,10 @@ func (t *tx) name(op *wire.Manifest, d sum, n naming) error {
 }
 
 // unname drops what a manifest named as old and does not name as n. Where it
-// was the last in its repository to use a blob, the link's age counts from now.
-func (t *tx) unname(repo string, d sum, old, n naming) error {
+// was the last in its repository to use a blob, the link's age counts from now;
+// that of a child without a tag counts from kept, until when the manifest kept
+// it.
+func (t *tx) unname(repo string, d sum, old, n naming, kept int64) error {
 	if old.subject != "" && old.subject != n.subject {
 		if err := t.delete(repoKey(repo, kindReferrer, string(old.subject), string(d))); err != nil {
 			return err
@@ -151,6 +167,9 @@ func (t *tx) unname(repo string, d sum, old, n naming) error {
 			continue
 		}
 		if err := t.delete(namedBy(ref, repo, d)); err != nil {
+			return err
+		}
+		if err := t.renewUntagged(repo, ref, kept); err != nil {
 			return err
 		}
 		l, linked, err := t.getLink(repo, ref)
@@ -182,7 +201,7 @@ func (t *tx) setTag(repo, tag string, d sum) error {
 		return err
 	}
 	if had {
-		if err := t.delete(repoKey(repo, kindTagOf, string(old), tag)); err != nil {
+		if err := t.dropTag(repo, tag, old); err != nil {
 			return err
 		}
 	}
@@ -215,7 +234,15 @@ func (t *tx) untag(op *wire.Untag) (decision, error) {
 	if !ok {
 		return decision{verdict: noManifest}, nil
 	}
-	return decision{}, t.delete(repoKey(op.Repo, kindTag, op.Tag), repoKey(op.Repo, kindTagOf, string(d), op.Tag))
+	return decision{}, t.dropTag(op.Repo, op.Tag, d)
+}
+
+// dropTag takes a tag from the manifest d.
+func (t *tx) dropTag(repo, tag string, d sum) error {
+	if err := t.delete(repoKey(repo, kindTag, tag), repoKey(repo, kindTagOf, string(d), tag)); err != nil {
+		return err
+	}
+	return t.indexUntag(repo, d)
 }
 
 // unmanifest drops a manifest from a repository with every tag on it.
@@ -227,33 +254,52 @@ func (t *tx) unmanifest(op *wire.Unmanifest) (decision, error) {
 	if !ok {
 		return decision{verdict: badDigest}, nil
 	}
-	var old naming
-	key := repoKey(op.Repo, kindManifest, string(d))
-	ok, err := get(t.b, key, func(v []byte) error {
-		m, err := decodeManifest(v)
-		if err == nil {
-			old, err = decodeNaming(m.names)
-		}
-		return err
-	})
+	old, ok, err := getStored(t.b, op.Repo, d)
 	if err != nil {
 		return decision{}, err
 	}
 	if !ok {
 		return decision{verdict: noManifest}, nil
 	}
-	gone := [][]byte{key, namedBy(d, op.Repo, d)}
-	err = scan(t.b, repoKey(op.Repo, kindTagOf, string(d)), func(tag, _ []byte) (bool, error) {
+	return decision{}, t.dropManifest(op.Repo, d, old, t.at.now)
+}
+
+// stored is what the rules must know of a manifest.
+type stored struct {
+	naming
+	inline bool
+}
+
+func getStored(r pebble.Reader, repo string, d sum) (s stored, ok bool, err error) {
+	ok, err = get(r, repoKey(repo, kindManifest, string(d)), func(v []byte) error {
+		m, err := decodeManifest(v)
+		if err == nil {
+			s.inline = m.inline
+			s.naming, err = decodeNaming(m.names)
+		}
+		return err
+	})
+	return s, ok, err
+}
+
+// dropManifest drops a manifest, every tag on it, and what it named; for kept
+// see unname.
+func (t *tx) dropManifest(repo string, d sum, old stored, kept int64) error {
+	gone := [][]byte{repoKey(repo, kindManifest, string(d)), namedBy(d, repo, d)}
+	err := scan(t.b, repoKey(repo, kindTagOf, string(d)), func(tag, _ []byte) (bool, error) {
 		gone = append(gone,
-			repoKey(op.Repo, kindTag, string(tag)),
-			repoKey(op.Repo, kindTagOf, string(d), string(tag)))
+			repoKey(repo, kindTag, string(tag)),
+			repoKey(repo, kindTagOf, string(d), string(tag)))
 		return true, nil
 	})
 	if err != nil {
-		return decision{}, err
+		return err
 	}
 	if err := t.delete(gone...); err != nil {
-		return decision{}, err
+		return err
 	}
-	return decision{}, t.unname(op.Repo, d, old, naming{})
+	if err := t.indexDrop(repo, d, old); err != nil {
+		return err
+	}
+	return t.unname(repo, d, old.naming, naming{}, kept)
 }

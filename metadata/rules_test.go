@@ -82,35 +82,47 @@ func TestRules(t *testing.T) {
 		{"remove", []any{joined("1", "n", "k")}, &wire.Member{Id: "1", Removed: true}, nil, 0},
 		{"return of the removed", []any{joined("1", "n", "k"), &wire.Member{Id: "1", Removed: true}}, joined("1", "n", "k"), oci.ErrDenied, 0},
 		{"name of the removed", []any{joined("1", "n", "k"), &wire.Member{Id: "1", Removed: true}}, joined("2", "n", "k"), nil, 0},
+		{"join at a level below all others'", []any{levelled(2)}, joined("2", "m", "l"), oci.ErrDenied, 0},
+		{"join at a level below some others'", []any{levelled(1), joined("2", "m", "l")}, joined("3", "o", "l"), nil, 0},
+		{"fall back to a level below all others'", []any{levelled(2)}, joined("1", "n1", "k1"), oci.ErrDenied, 0},
+		{"policy", []any{levelled(2)}, &wire.Policy{UntaggedAfter: 1}, nil, 0},
+		{"policy without a mesh", nil, &wire.Policy{UntaggedAfter: 1}, oci.ErrDenied, 0},
+		{"policy of less than nothing", []any{levelled(2)}, &wire.Policy{UntaggedAfter: -1}, oci.ErrDenied, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			r.wipe()
-			for _, op := range row.before {
-				r.must(command(0, op))
-			}
-			before := r.sum()
-			got := r.do(command(0, row.op))[0]
-			sameError(t, "result", got.err, row.want)
-			if got.size != row.size {
-				t.Errorf("size %d, want %d", got.size, row.size)
-			}
-			if r.applied() != r.last {
-				t.Errorf("applied %d of %d", r.applied(), r.last)
-			}
-			if row.want != nil {
-				// A refusal leaves nothing behind but its place in the log.
-				r.at.index, r.at.term = r.last-1, 1+(r.last-1)/10
-				if r.last == 1 {
-					r.at = progress{}
-					r.db.Delete([]byte{keyProgress}, nil)
-				} else {
-					r.db.Set([]byte{keyProgress}, r.at.encode(), nil)
-				}
-				if r.sum() != before {
-					t.Error("a refused command has changed the state")
-				}
-			}
+			r.check(t, row.before, row.op, row.want, row.size)
 		})
+	}
+}
+
+// check applies what leads up to op, and then op, to an empty state.
+func (r *replica) check(t *testing.T, before []any, op any, want *oci.Error, size int64) {
+	r.wipe()
+	for _, op := range before {
+		r.must(command(0, op))
+	}
+	was := r.sum()
+	got := r.do(command(0, op))[0]
+	sameError(t, "result", got.err, want)
+	if got.size != size {
+		t.Errorf("size %d, want %d", got.size, size)
+	}
+	if r.applied() != r.last {
+		t.Errorf("applied %d of %d", r.applied(), r.last)
+	}
+	if want == nil {
+		return
+	}
+	// A refusal leaves nothing behind but its place in the log.
+	r.at.index, r.at.term = r.last-1, 1+(r.last-1)/10
+	if r.last == 1 {
+		r.at = progress{}
+		r.db.Delete([]byte{keyProgress}, nil)
+	} else {
+		r.db.Set([]byte{keyProgress}, r.at.encode(), nil)
+	}
+	if r.sum() != was {
+		t.Error("a refused command has changed the state")
 	}
 }
 

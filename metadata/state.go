@@ -43,6 +43,10 @@ type state struct {
 	onFatal func(error)
 	atStep  func(step string) // tests end the process, so to speak, at a step of Restore
 
+	// For reads alone: Apply knows no clock.
+	clock   func() time.Time
+	linkAge time.Duration
+
 	// mu guards db alone: held for reading while db is in use, for writing
 	// while it is replaced or closed.
 	mu   sync.RWMutex
@@ -73,10 +77,20 @@ type roster struct {
 	members []Member // by id; without the buried
 }
 
+// level returns the feature level that every member has, 0 without members.
+func (r *roster) level() (least uint32) {
+	for i, m := range r.members {
+		if i == 0 || m.Level < least {
+			least = m.Level
+		}
+	}
+	return least
+}
+
 // applyResult is what raft's ApplyFuture gives for an entry.
 type applyResult struct {
 	err  *oci.Error // nil when applied
-	size int64      // of the blob, where the operation is a link
+	size int64      // see decision
 }
 
 var _ raft.BatchingFSM = (*state)(nil)
@@ -85,7 +99,10 @@ var _ raft.BatchingFSM = (*state)(nil)
 // most once, when the state cannot go on: with an entry that it does not
 // understand, or a disk that fails. From then on it applies nothing.
 func openState(dir string, log *slog.Logger, onFatal func(error)) (*state, error) {
-	s := &state{dir: dir, log: log, onFatal: onFatal, cache: pebble.NewCache(8 << 20)}
+	s := &state{
+		dir: dir, log: log, onFatal: onFatal, cache: pebble.NewCache(8 << 20),
+		clock: time.Now, linkAge: linkAge,
+	}
 	err := s.open()
 	if err != nil {
 		s.cache.Unref()
@@ -271,22 +288,12 @@ func (s *state) members() []Member { return slices.Clone(s.roster.Load().members
 func (s *state) cluster() Cluster { return s.roster.Load().cluster }
 
 // level returns the feature level that every member has, 0 without members.
-func (s *state) level() uint32 {
-	members := s.roster.Load().members
-	if len(members) == 0 {
-		return 0
-	}
-	least := members[0].Level
-	for _, m := range members {
-		least = min(least, m.Level)
-	}
-	return least
-}
+func (s *state) level() uint32 { return s.roster.Load().level() }
 
 // now returns the time that ages are measured by when reading: log time, which
 // stands still while nothing is written, or the clock where that is later.
 func (s *state) now() time.Time {
-	now, logged := time.Now(), time.Unix(0, s.logTime.Load())
+	now, logged := s.clock(), time.Unix(0, s.logTime.Load())
 	if logged.After(now) {
 		return logged
 	}

@@ -12,6 +12,18 @@ import (
 	"github.com/flotilla-registry/flotilla/metadata/wire"
 )
 
+// aged is populated with all that level 2 brings.
+func aged(t testing.TB) *replica {
+	r := populated(t)
+	levelUp := joined("1", "n", "k")
+	levelUp.Level = levelHealing
+	r.must(
+		command(0, levelUp), command(0, &wire.Policy{UntaggedAfter: 1}),
+		command(0, pushed("c", "gone")), command(0, lost("gone", 1)), command(0, placed(imageOf("c", "large", nil))),
+	)
+	return r
+}
+
 // FuzzApply: no entry makes Apply panic, and none that was not understood or
 // was refused leaves anything behind.
 func FuzzApply(f *testing.F) {
@@ -22,15 +34,19 @@ func FuzzApply(f *testing.F) {
 		command(0, dropped("a/b", "s")), command(0, joined("1", "n", "k")), command(0, founded(joined("3", "o", "k"), true)),
 		command(0, referring(imageOf("c", "x", nil), "m", "t")), command(0, out("1", true)), command(0, drained("1", true)),
 		command(0, &wire.Recover{Epoch: 4, Keep: []string{"1"}}),
+		command(0, &wire.Expire{
+			LinksBefore: minute(1), Links: namesOf("c", "gone"), UntaggedBefore: minute(1), Manifests: namesOf("c", "large"),
+		}),
+		command(0, lost("large", 1)), command(0, &wire.Lost{Digest: sha("gone"), Found: true}), command(0, &wire.Policy{UntaggedAfter: 7}),
 	} {
 		f.Add(encoded(f, c))
 	}
-	r := populated(f)
+	r := aged(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		b := r.db.NewIndexedBatch()
 		defer b.Close()
 		queue := receiptQueue{requests: append([]request(nil), r.receipts.requests...)}
-		x := &tx{b: b, at: r.at, receipts: &queue, cluster: r.cluster()}
+		x := &tx{b: b, at: r.at, receipts: &queue, cluster: r.cluster(), level: r.level()}
 		l := &raft.Log{Index: r.last + 1, Type: raft.LogCommand, Data: data}
 		cmd, err := x.next(l)
 		if err != nil {
@@ -56,7 +72,7 @@ func FuzzApply(f *testing.F) {
 // FuzzStream: a decoder ends with an error or has read a stream that is sound,
 // which is then the only one of these records.
 func FuzzStream(f *testing.F) {
-	good := populated(f).stream()
+	good := aged(f).stream()
 	f.Add(good)
 	f.Add(good[:len(good)/2])
 	f.Add(forge(header{"mesh", 4, 9, 2}, "\x01", "", "\x02", "", "\x03x", "y"))
@@ -88,7 +104,7 @@ func FuzzStream(f *testing.F) {
 // FuzzRecord: records of a state that another node sent are read without a
 // panic, and one that is whole is written again as what it says.
 func FuzzRecord(f *testing.F) {
-	r := populated(f)
+	r := aged(f)
 	err := scan(r.db, nil, func(_, v []byte) (bool, error) {
 		f.Add(bytes.Clone(v))
 		return true, nil

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
@@ -171,6 +172,12 @@ func command(minutes int, op any) *wire.Command {
 		c.Op = &wire.Command_Standing{Standing: op}
 	case *wire.Recover:
 		c.Op = &wire.Command_Recover{Recover: op}
+	case *wire.Expire:
+		c.Op = &wire.Command_Expire{Expire: op}
+	case *wire.Lost:
+		c.Op = &wire.Command_Lost{Lost: op}
+	case *wire.Policy:
+		c.Op = &wire.Command_Policy{Policy: op}
 	}
 	return c
 }
@@ -211,6 +218,42 @@ func dropped(repo, name string) *wire.Unmanifest {
 
 func joined(id, name, key string) *wire.Member {
 	return &wire.Member{Id: id, Name: name, Key: fmt.Appendf(nil, "%-32s", key), Zone: "z", Weight: 7, Level: 1, Address: "h:1"}
+}
+
+// levelled is founded with a member of that level alone.
+func levelled(level uint32) *wire.Member {
+	m := founded(joined("1", "n1", "k1"), false)
+	m.Level = level
+	return m
+}
+
+// lost marks a digest that was last used before a time, in minutes.
+func lost(name string, since int) *wire.Lost {
+	return &wire.Lost{Digest: sha(name), Since: minute(since)}
+}
+
+func minute(n int) int64 { return epoch + int64(n)*int64(time.Minute) }
+
+func namesOf(repo string, names ...string) (all []*wire.Name) {
+	for _, n := range names {
+		all = append(all, &wire.Name{Repo: repo, Digest: sha(n)})
+	}
+	return all
+}
+
+// placed is a manifest whose body is a blob.
+func placed(m *wire.Manifest) *wire.Manifest {
+	m.Body = nil
+	return m
+}
+
+// parent is an index of other manifests.
+func parent(repo, name string, tags []string, children ...string) *wire.Manifest {
+	m := imageOf(repo, name, tags)
+	for _, c := range children {
+		m.Children = append(m.Children, sha(c))
+	}
+	return m
 }
 
 func founded(m *wire.Member, sparse bool) *wire.Member {
@@ -262,7 +305,7 @@ func TestUnknown(t *testing.T) {
 		"no operation": encoded(t, &wire.Command{Version: 1}),
 		"no version":   encoded(t, &wire.Command{Op: command(0, pushed("a", "b")).Op}),
 		"new version":  encoded(t, &wire.Command{Version: commandVersion + 1, Op: command(0, pushed("a", "b")).Op}),
-		"new op":       append(encoded(t, &wire.Command{Version: 1}), 30<<3&0x7f|2|0x80, 30>>4, 0), // field 30, as a later node writes it
+		"new op":       protowire.AppendBytes(protowire.AppendTag(encoded(t, &wire.Command{Version: 1}), 30, protowire.BytesType), nil), // field 30, as a later node writes it
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newReplica(t)

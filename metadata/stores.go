@@ -21,6 +21,7 @@ func (c *Catalog) openStores(fatal func(error)) (*snapshotStore, error) {
 	if c.state, err = openState(filepath.Join(c.cfg.Dir, "state"), c.log, fatal); err != nil {
 		return nil, err
 	}
+	c.state.clock, c.state.linkAge = c.cfg.Now, c.cfg.Timing.LinkAge
 	c.logs.before, c.logs.applied = c.state.sync, c.state.applied
 	c.state.onMembers(func() {
 		wake(c.roster)

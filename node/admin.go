@@ -83,16 +83,17 @@ func (n *Node) Garbage(ctx context.Context, most int) (any, error) {
 	for _, c := range names {
 		g.Entries = append(g.Entries, GarbageEntry{Kind: c.Kind, Where: c.Repo, Digest: c.Digest, Size: -1, Since: c.Since, Why: c.Why})
 	}
-	copies, silent, err := n.blobs.MeshGarbage(ctx, most+1-len(g.Entries))
-	if err != nil {
-		return nil, err
-	}
-	called := n.names()
-	for _, c := range copies {
-		g.Entries = append(g.Entries, GarbageEntry{Kind: "bytes", Where: called[c.Node], Digest: c.Digest, Size: c.Size, Since: c.Used, Why: c.Why})
-	}
-	for _, id := range silent {
-		g.Silent = append(g.Silent, called[id])
+	for _, m := range n.catalog.Members() {
+		if len(g.Entries) > most {
+			break
+		}
+		copies, err := n.blobs.GarbageOf(ctx, m.ID, most+1-len(g.Entries))
+		if err != nil {
+			g.Silent = append(g.Silent, m.Name)
+		}
+		for _, c := range copies {
+			g.Entries = append(g.Entries, GarbageEntry{Kind: "bytes", Where: m.Name, Digest: c.Digest, Size: c.Size, Since: c.Used, Why: c.Why})
+		}
 	}
 	if len(g.Entries) > most {
 		g.Entries, g.More = g.Entries[:most], true
@@ -100,19 +101,10 @@ func (n *Node) Garbage(ctx context.Context, most int) (any, error) {
 	return g, nil
 }
 
-// names returns what people call the members, by UUID.
-func (n *Node) names() map[string]string {
-	called := map[string]string{}
-	for _, m := range n.catalog.Members() {
-		called[m.ID] = m.Name
-	}
-	return called
-}
-
 // Collect implements api.Collector. Every member that seems alive begins a
 // round; one that cannot be asked has its own turn soon.
 func (n *Node) Collect(ctx context.Context) error {
-	n.collect()
+	n.blobs.Wake()
 	var asking sync.WaitGroup
 	for _, id := range n.members.Alive() {
 		if id == n.id() {
@@ -135,15 +127,6 @@ func (n *Node) Collect(ctx context.Context) error {
 	return nil
 }
 
-// collect begins a round here: of names where this node leads, then of bytes.
-func (n *Node) collect() {
-	select {
-	case n.expiry <- struct{}{}:
-	default: // one is due already
-	}
-	n.blobs.Wake()
-}
-
 // KeepUntagged implements api.Collector.
 func (n *Node) KeepUntagged(ctx context.Context, d time.Duration) error {
 	return n.catalog.SetPolicy(ctx, metadata.Policy{UntaggedAfter: d})
@@ -163,6 +146,6 @@ func standing(m metadata.Member) string {
 // memberHandler serves what members ask each other beside names and bytes.
 func (n *Node) memberHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+collectPath, func(http.ResponseWriter, *http.Request) { n.collect() })
+	mux.HandleFunc("POST "+collectPath, func(http.ResponseWriter, *http.Request) { n.blobs.Wake() })
 	return mux
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -19,23 +20,26 @@ import (
 // Config is everything that an operator can say to a node. The zero value of
 // a field means its default unless said otherwise.
 type Config struct {
-	Name         string   // what people call the node; default the host name
-	Data         string   // everything durable; default ./flotilla-data
-	Listen       string   // public port; default :5000
-	TLSCert      string   // PEM file for the public port; with TLSKey, or neither
-	TLSKey       string   // PEM file
-	PeerListen   string   // Raft and blobs between nodes; default :5001
-	GossipListen string   // memberlist, UDP and TCP; default :5002
-	Advertise    string   // host that others reach this node at; default the local address of the route to Join
-	Join         []string // gossip addresses of any members
-	Expect       []string // names of the first nodes, for orchestrators
-	Zone         string   // site or datacenter; default "default"
-	Weight       int64    // GiB, share of the blobs it owns; 0 owns none; OfDisk: GiB of the data disk
-	Replicas     int      // copies of each blob; default 3; the founder's counts
-	SecretFile   string   // default <Data>/mesh.secret
-	CacheSize    string   // ceiling for copies that the node need not hold: bytes with a unit, or a percentage of the disk; default 80%
-	TagReads     string   // linearizable, strict or local; default linearizable
-	AllowSparse  bool     // images may be pushed before their blobs; the founder's counts
+	Name         string        // what people call the node; default the host name
+	Data         string        // everything durable; default ./flotilla-data
+	Listen       string        // public port; default :5000
+	TLSCert      string        // PEM file for the public port; with TLSKey, or neither
+	TLSKey       string        // PEM file
+	PeerListen   string        // Raft and blobs between nodes; default :5001
+	GossipListen string        // memberlist, UDP and TCP; default :5002
+	Advertise    string        // host that others reach this node at; default the local address of the route to Join
+	Join         []string      // gossip addresses of any members
+	Expect       []string      // names of the first nodes, for orchestrators
+	Zone         string        // site or datacenter; default "default"
+	Weight       int64         // GiB, share of the blobs it owns; 0 owns none; OfDisk: GiB of the data disk
+	Replicas     int           // copies of each blob; default 3; the founder's counts
+	SecretFile   string        // default <Data>/mesh.secret
+	CacheSize    string        // ceiling for copies that the node need not hold: bytes with a unit, or a percentage of the disk; default 80%
+	RepairRate   string        // bytes a second for copies that this node makes by itself; default 64MiB
+	ScrubRate    string        // bytes a second at which stored blobs are read again; default 8MiB
+	OutAfter     time.Duration // how long a member may be gone before others make its copies; the leader's counts; default 15 min
+	TagReads     string        // linearizable, strict or local; default linearizable
+	AllowSparse  bool          // images may be pushed before their blobs; the founder's counts
 
 	Version string       // shown by status
 	Log     *slog.Logger // default discards
@@ -70,6 +74,11 @@ func (c Config) withDefaults() (Config, error) {
 	c.Zone = or(c.Zone, "default")
 	c.SecretFile = or(c.SecretFile, filepath.Join(c.Data, "mesh.secret"))
 	c.CacheSize = or(c.CacheSize, "80%")
+	c.RepairRate = or(c.RepairRate, "64MiB")
+	c.ScrubRate = or(c.ScrubRate, "8MiB")
+	if c.OutAfter == 0 {
+		c.OutAfter = 15 * time.Minute
+	}
 	c.TagReads = or(c.TagReads, string(metadata.Linearizable))
 	if c.Replicas == 0 {
 		c.Replicas = 3
@@ -120,8 +129,16 @@ func (c Config) check() error {
 	if c.Replicas < 1 || c.Replicas > 15 {
 		bad("--replicas %d: want 1 to 15", c.Replicas)
 	}
-	if _, err := parseCacheSize(c.CacheSize, 100); err != nil {
+	if _, err := parseSize(c.CacheSize, 100); err != nil {
 		bad("--cache-size: %w", err)
+	}
+	for _, rate := range []struct{ flag, size string }{{"repair-rate", c.RepairRate}, {"scrub-rate", c.ScrubRate}} {
+		if n, err := parseSize(rate.size, 0); err != nil || n == 0 {
+			bad("--%s %q: want bytes a second, such as 64MiB", rate.flag, rate.size)
+		}
+	}
+	if c.OutAfter < time.Second {
+		bad("--out-after %s: want at least a second", c.OutAfter)
 	}
 	modes := []metadata.TagReads{metadata.Linearizable, metadata.Strict, metadata.Local}
 	if !slices.Contains(modes, metadata.TagReads(c.TagReads)) {
@@ -138,13 +155,14 @@ func (c Config) check() error {
 
 var sizeRule = regexp.MustCompile(`^([0-9]+)(%|[KMGT]i?B?)?$`)
 
-// parseCacheSize returns how many bytes s means on a disk of this size.
-func parseCacheSize(s string, disk uint64) (uint64, error) {
+// parseSize returns how many bytes s means on a disk of this size; without a
+// disk a percentage means nothing.
+func parseSize(s string, disk uint64) (int64, error) {
 	m := sizeRule.FindStringSubmatch(s)
-	if m == nil {
+	if m == nil || m[2] == "%" && disk == 0 {
 		return 0, fmt.Errorf("%q: want bytes (500GiB) or a percentage of the disk (80%%)", s)
 	}
-	n, err := strconv.ParseUint(m[1], 10, 64)
+	n, err := strconv.ParseUint(m[1], 10, 63)
 	if err != nil {
 		return 0, fmt.Errorf("%q: too large", s)
 	}
@@ -152,14 +170,14 @@ func parseCacheSize(s string, disk uint64) (uint64, error) {
 		if n > 100 {
 			return 0, fmt.Errorf("%q: more than the whole disk", s)
 		}
-		return disk / 100 * n, nil
+		return int64(disk / 100 * n), nil
 	}
 	if m[2] == "" {
-		return n, nil
+		return int64(n), nil
 	}
 	shift := 10 * (1 + strings.Index("KMGT", m[2][:1]))
-	if n > (1<<63)>>shift {
+	if n > math.MaxInt64>>shift {
 		return 0, fmt.Errorf("%q: too large", s)
 	}
-	return n << shift, nil
+	return int64(n << shift), nil
 }

@@ -24,8 +24,8 @@ func isDoor(path string) bool { return path == helloPath || path == joinPath || 
 // doorHandler serves nodes that know the secret and may become members.
 func (n *Node) doorHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+helloPath, func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, greeting{Name: n.cfg.Name, Cluster: n.clusterID()})
+	mux.HandleFunc("GET "+helloPath, func(w http.ResponseWriter, r *http.Request) {
+		writeJSON(w, greeting{Name: n.cfg.Name, Cluster: n.clusterID(), Gone: n.isGone(r.Context(), callerOf(r.Context()))})
 	})
 	mux.HandleFunc("POST "+promisePath, func(w http.ResponseWriter, r *http.Request) {
 		given, err := n.folder.promise(callerOf(r.Context()).ID)
@@ -48,6 +48,14 @@ func (n *Node) doorHandler() http.Handler {
 		writeJSON(w, in)
 	})
 	return mux
+}
+
+// isGone reports whether who takes itself for a member and is none.
+func (n *Node) isGone(ctx context.Context, who identity) bool {
+	if who.Member || who.Cluster == "" || who.Cluster != n.clusterID() || n.catalog.Sync(ctx) != nil {
+		return false
+	}
+	return !slices.ContainsFunc(n.catalog.Members(), func(m metadata.Member) bool { return m.ID == who.ID })
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

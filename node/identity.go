@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -24,6 +25,7 @@ import (
 //	node.key      its private key, made once, never sent
 //	mesh.secret   the join secret, unless --secret-file names another place
 //	lock          held by the running process
+//	raft/         the catalogue
 type folder struct {
 	dir  string
 	lock *os.File
@@ -33,6 +35,9 @@ type folder struct {
 	record record
 }
 
+// catalogFolder is where the catalogue lies in the data folder.
+const catalogFolder = "raft"
+
 // record is node.json.
 type record struct {
 	ID      string `json:"id"`
@@ -41,10 +46,16 @@ type record struct {
 	// Founding is set from the moment that the node decides to found Cluster
 	// until its catalogue holds it.
 	Founding bool `json:"founding,omitempty"`
+	// Returning is the mesh that this node was recovered into and has still to
+	// be let in by, as a member that holds nothing of its names.
+	Returning string `json:"returning,omitempty"`
 	// Promised is the one node that this node, while it belongs to no mesh,
 	// lets found one: see Node.expect.
 	Promised string `json:"promised,omitempty"`
 }
+
+// mesh is the mesh that this node belongs to, or returns to, or "".
+func (r record) mesh() string { return cmp.Or(r.Cluster, r.Returning) }
 
 // openFolder locks dir, creating it where absent, and reads or makes the
 // node's identity.
@@ -122,12 +133,19 @@ func (f *folder) enter(c metadata.Cluster, founding bool) error {
 	return f.change(record{ID: f.record.ID, Cluster: c.ID, Epoch: c.Epoch, Founding: founding})
 }
 
+// giveUp records that this node is to return to the mesh without a catalogue.
+func (f *folder) giveUp(mesh string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.change(record{ID: f.record.ID, Returning: mesh})
+}
+
 // promise records that id may found a mesh, and reports whether it, and no
 // other node before it, may. A node that belongs to a mesh promises nothing.
 func (f *folder) promise(id string) (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.record.Cluster != "" || f.record.Promised != "" && f.record.Promised != id {
+	if f.record.mesh() != "" || f.record.Promised != "" && f.record.Promised != id {
 		return false, nil
 	}
 	return true, f.change(record{ID: f.record.ID, Promised: id})

@@ -33,6 +33,8 @@ func (n *Node) enterMesh(ctx context.Context) error {
 		return n.found(ctx)
 	case known.Cluster != "":
 		return n.returnTo(ctx, known.Cluster)
+	case known.Returning != "":
+		return n.join(ctx)
 	case len(n.cfg.Expect) > 0:
 		return n.expect(ctx)
 	case len(n.cfg.Join) > 0:
@@ -237,6 +239,7 @@ func (n *Node) retry(ctx context.Context, try func(context.Context) error) error
 type greeting struct {
 	Name    string `json:"name"`
 	Cluster string `json:"cluster"`
+	Gone    bool   `json:"gone,omitempty"` // the asker's mesh is this one, and it is no member of it
 }
 
 // request asks to be let in.
@@ -253,7 +256,7 @@ type admission struct {
 
 // ask asks one member to be let in, and enters its mesh.
 func (n *Node) ask(ctx context.Context, p mesh.Peer) error {
-	if own := n.folder.known().Cluster; own != "" && own != p.Cluster {
+	if own := n.folder.known().mesh(); own != "" && own != p.Cluster {
 		return final{fmt.Errorf("the data folder %s belongs to mesh %s, but %s (%s) to mesh %s: use another folder, or other --join addresses",
 			n.cfg.Data, own, p.Name, p.Addr, p.Cluster)}
 	}

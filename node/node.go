@@ -44,8 +44,10 @@ type Node struct {
 	port     *peerPort
 	peers    *http.Server
 
+	entered bool                  // it was seen among the members; of onMembers alone
 	hints   sync.Map              // UUID -> address that the log or an admission named
 	waiting atomic.Pointer[error] // why this node is not part of its mesh yet
+	drained atomic.Bool           // this node asked to be let go
 	fatal   chan error            // what ends the process
 	stop    context.CancelFunc    // ends the goroutines below
 	running sync.WaitGroup        // the goroutines that this file starts
@@ -103,14 +105,9 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 	if n.catalog, err = n.openCatalog(); err != nil {
 		return err
 	}
-	n.blobs = mesh.NewBlobs(mesh.BlobsConfig{
-		ID:      n.id(),
-		Zone:    n.cfg.Zone,
-		Local:   n.disk,
-		Members: n.members,
-		Client:  n.dialer.client(true),
-		Log:     n.log,
-	})
+	if n.blobs, err = n.openBlobs(); err != nil {
+		return err
+	}
 	n.metrics = newMetrics(n)
 	n.servePeers()
 	if err := n.servePublic(); err != nil {
@@ -125,9 +122,36 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 	return nil
 }
 
+func (n *Node) openBlobs() (*mesh.Blobs, error) {
+	_, total, err := n.disk.Free()
+	if err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	cache, err := parseSize(n.cfg.CacheSize, total)
+	if err != nil {
+		return nil, err
+	}
+	repair, err := parseSize(n.cfg.RepairRate, 0)
+	if err != nil {
+		return nil, err
+	}
+	return mesh.NewBlobs(mesh.BlobsConfig{
+		ID:      n.id(),
+		Zone:    n.cfg.Zone,
+		Local:   n.disk,
+		Members: n.members,
+		Client:  n.dialer.client(true),
+		Log:     n.log,
+
+		Names:      names{n.catalog},
+		CacheSize:  cache,
+		RepairRate: repair,
+	}), nil
+}
+
 // openTrust reads the secret. A founder may make it; whoever joins must have it.
 func (n *Node) openTrust() error {
-	founds := len(n.cfg.Join) == 0 && len(n.cfg.Expect) == 0 && n.folder.known().Cluster == ""
+	founds := len(n.cfg.Join) == 0 && len(n.cfg.Expect) == 0 && n.folder.known().mesh() == ""
 	secret, err := readSecret(n.cfg.SecretFile, founds)
 	if err != nil {
 		return err
@@ -170,7 +194,13 @@ func (n *Node) openDisk() (*disk.Store, error) {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
 	reserve := int64(min(reserve, size/4))
-	store, err := disk.Open(disk.Config{Dir: n.cfg.Data, Reserve: reserve, Log: n.log, Fatal: n.fail})
+	scrub, err := parseSize(n.cfg.ScrubRate, 0)
+	if err != nil {
+		return nil, err
+	}
+	store, err := disk.Open(disk.Config{
+		Dir: n.cfg.Data, Reserve: reserve, ScrubRate: scrub, Log: n.log, Fatal: n.fail, Bad: n.damaged,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
@@ -222,8 +252,9 @@ func (n *Node) openCatalog() (*metadata.Catalog, error) {
 		timing = metadata.Timing{Election: 500 * time.Millisecond, Stable: 200 * time.Millisecond, Tick: 100 * time.Millisecond}
 	}
 	return metadata.Open(metadata.Config{
-		Dir:      n.folder.path("raft"),
+		Dir:      n.folder.path(catalogFolder),
 		ID:       n.id(),
+		Epoch:    n.folder.known().Epoch,
 		Listener: n.port.raft,
 		Dial: func(ctx context.Context, id string) (net.Conn, error) {
 			return n.dialer.dial(ctx, id, protoRaft, true)
@@ -232,6 +263,7 @@ func (n *Node) openCatalog() (*metadata.Catalog, error) {
 		Alive:     n.members.Alive,
 		OnMembers: n.onMembers,
 		Fatal:     n.fail,
+		OutAfter:  n.cfg.OutAfter,
 		TagReads:  metadata.TagReads(n.cfg.TagReads),
 		Timing:    timing,
 		Log:       n.log,
@@ -248,7 +280,12 @@ func (n *Node) onMembers(members []metadata.Member, c metadata.Cluster) {
 	n.hint(members)
 	roster := make([]mesh.RosterMember, len(members))
 	for i, m := range members {
-		roster[i] = mesh.RosterMember{ID: m.ID, Zone: m.Zone, Weight: m.Weight}
+		roster[i] = mesh.RosterMember{ID: m.ID, Zone: m.Zone, Weight: m.Weight, Out: m.Out, Draining: m.Draining}
+		n.entered = n.entered || m.ID == n.id()
+	}
+	if n.entered && !slices.ContainsFunc(members, func(m metadata.Member) bool { return m.ID == n.id() }) {
+		n.fail(errRemoved)
+		return
 	}
 	n.members.SetRoster(roster, c.Replicas)
 }
@@ -281,6 +318,7 @@ func (n *Node) servePeers() {
 	blobs := n.blobs.PeerHandler()
 	members.Handle("/blobs/", blobs)
 	members.Handle("/uploads/", blobs)
+	members.Handle("/node/", n.memberHandler())
 	n.peers = publicServer(peerHandler(n.trust, members, n.doorHandler(), n.log), n.log)
 	n.running.Go(func() { _ = n.peers.Serve(n.port.http) })
 }
@@ -293,7 +331,11 @@ func (n *Node) servePublic() error {
 		Catalog: n.catalog,
 		Health:  n,
 		Room:    n.disk.Full,
-		Status:  func(context.Context) any { return n.Status() },
+		Status:  func(ctx context.Context) any { return n.Status(ctx) },
+		Admin: api.Admin{
+			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },
+			Members: n, Collector: n, Archive: n,
+		},
 		Metrics: n.metrics.handler(),
 		Observe: n.metrics.observe,
 		Log:     n.log,
@@ -335,6 +377,11 @@ func (n *Node) Wait(ctx context.Context) error {
 		n.stopped()
 		return nil
 	case err := <-n.fatal:
+		if errors.Is(err, errRemoved) && n.drained.Load() {
+			n.log.Info("drained: this node has left the mesh")
+			n.stopped()
+			return nil
+		}
 		n.abandon()
 		return err
 	}

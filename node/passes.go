@@ -11,6 +11,7 @@ import (
 type pass struct {
 	name  string
 	every time.Duration
+	due   <-chan struct{} // a round is wanted before its time; nil for never
 	round func(ctx context.Context)
 }
 
@@ -18,14 +19,22 @@ type pass struct {
 // the catalogue need to stay what they are.
 func (n *Node) passes() []pass {
 	return []pass{
-		{"expire uploads", time.Minute, func(context.Context) { n.disk.Sweep(time.Now()) }},
-		{"drop lent pins", 10 * time.Second, func(context.Context) { n.dropLentPins() }},
+		{"reconcile", 10 * time.Minute, n.blobs.Due(), n.reconcile},
+		{"scrub", 6 * time.Hour, nil, n.scrub},
+		{"expire uploads", time.Minute, nil, func(context.Context) { n.disk.Sweep(time.Now()) }},
+		{"drop lent pins", 10 * time.Second, nil, func(context.Context) { n.dropLentPins() }},
+		{"still a member", time.Minute, nil, n.stillMember},
 	}
 }
 
 // runPasses runs each pass on its own until ctx ends. Intervals vary by a
-// tenth, so that nodes started together do not work in step.
+// tenth, so that nodes started together do not work in step; and however often
+// a round is wanted, a pause lies between two.
 func (n *Node) runPasses(ctx context.Context) {
+	pause := 5 * time.Second
+	if n.cfg.Quick {
+		pause = 200 * time.Millisecond
+	}
 	for _, p := range n.passes() {
 		n.running.Go(func() {
 			for {
@@ -33,8 +42,14 @@ func (n *Node) runPasses(ctx context.Context) {
 				select {
 				case <-ctx.Done():
 					return
+				case <-p.due:
 				case <-time.After(wait):
-					p.round(ctx)
+				}
+				p.round(ctx)
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(pause):
 				}
 			}
 		})

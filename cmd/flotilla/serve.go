@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -60,6 +61,9 @@ func serveFlags(f *pflag.FlagSet, cfg *node.Config) {
 	f.IntVar(&cfg.Replicas, "replicas", 3, "copies of each blob, mesh-wide; the founder's counts")
 	f.StringVar(&cfg.SecretFile, "secret-file", "", "the join secret, base64 of at least 32 random bytes (default <data>/mesh.secret, made by the founder)")
 	f.StringVar(&cfg.CacheSize, "cache-size", "80%", "ceiling for copies that the node need not hold")
+	f.StringVar(&cfg.RepairRate, "repair-rate", "64MiB", "bytes a second for copies that the node makes by itself")
+	f.StringVar(&cfg.ScrubRate, "scrub-rate", "8MiB", "bytes a second at which stored blobs are read again, to find damaged ones")
+	f.DurationVar(&cfg.OutAfter, "out-after", 15*time.Minute, "how long a member may be gone before others make its copies; the leader's counts")
 	f.StringVar(&cfg.TagReads, "tag-reads", "linearizable", "linearizable, strict (503 rather than a degraded answer) or local (at once, as old as this replica)")
 	f.BoolVar(&cfg.AllowSparse, "allow-sparse", false, "images may be pushed before their blobs, mesh-wide; the founder's counts")
 	f.Lookup("weight").DefValue = "0" // which the help leaves out: the text says what it is

@@ -1,0 +1,121 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/mesh"
+	"github.com/flotilla-registry/flotilla/metadata"
+)
+
+// names is the catalogue as package mesh asks it: mesh and metadata know
+// nothing of each other.
+type names struct{ catalog *metadata.Catalog }
+
+func (a names) Sync(ctx context.Context) (time.Time, error) {
+	if err := a.catalog.Sync(ctx); err != nil {
+		return time.Time{}, err
+	}
+	return a.catalog.LogTime(), nil
+}
+
+func (a names) Wanted(after digest.Digest, n int) ([]mesh.Wanted, error) {
+	list, err := a.catalog.Wanted(after, n)
+	if err != nil {
+		return nil, err
+	}
+	wanted := make([]mesh.Wanted, len(list))
+	for i, w := range list {
+		wanted[i] = mesh.Wanted(w)
+	}
+	return wanted, nil
+}
+
+func (a names) Referenced(ds []digest.Digest) ([]bool, error) { return a.catalog.Referenced(ds) }
+
+func (a names) Lost(ctx context.Context, d digest.Digest, since time.Time) error {
+	return a.catalog.RecordLost(ctx, d, since)
+}
+
+func (a names) Found(ctx context.Context, d digest.Digest) error {
+	return a.catalog.RecordFound(ctx, d)
+}
+
+// errRemoved ends a node that is no member of its mesh any more.
+var errRemoved = errors.New("this node was removed from its mesh: with an empty data folder it may come back, as a new node")
+
+// reconcile is one round over the bytes, and over names where this node leads.
+func (n *Node) reconcile(ctx context.Context) {
+	expired, err := n.catalog.Expire(ctx)
+	switch {
+	case err != nil && ctx.Err() == nil:
+		n.log.Warn("names that have outlived their use stay for now", "error", err)
+	case expired.Links+expired.Manifests > 0:
+		n.log.Info("names expired", "links", expired.Links, "manifests", expired.Manifests)
+	}
+	if err := n.blobs.Reconcile(ctx); err != nil {
+		if ctx.Err() == nil {
+			n.log.Warn("the blobs were not looked at", "error", err)
+		}
+		return
+	}
+	n.leaveWhenDrained(ctx)
+}
+
+// leaveWhenDrained ends the membership of a node that is being drained, once
+// every blob that it holds has its copies elsewhere.
+func (n *Node) leaveWhenDrained(ctx context.Context) {
+	m, err := n.member(n.id())
+	if err != nil || !m.Draining {
+		return
+	}
+	if h := n.blobs.Health(); h.Owns || h.OnlyHere > 0 {
+		n.blobs.Wake() // others make the copies; then it is time to look again
+		return
+	}
+	n.drained.Store(true)
+	if err := n.catalog.Remove(ctx, n.id()); err != nil && ctx.Err() == nil {
+		n.log.Warn("drained, but not let go yet", "error", err)
+		n.blobs.Wake()
+	}
+}
+
+// outOfTouch is how long a member hears of no leader before it asks whether it
+// is a member still: one that was removed while it was away hears of nothing.
+const outOfTouch = time.Minute
+
+// stillMember ends a node that was removed behind its back.
+func (n *Node) stillMember(ctx context.Context) {
+	raft := n.catalog.Status()
+	if raft.State == "leader" || raft.LastContact < outOfTouch || n.clusterID() == "" {
+		return
+	}
+	for _, p := range n.members.Peers() {
+		if p.ID == n.id() || p.Cluster != n.clusterID() {
+			continue
+		}
+		if hello, err := n.hello(ctx, p.ID); err == nil && hello.Gone {
+			n.fail(errRemoved)
+			return
+		}
+	}
+}
+
+// scrub re-reads what is stored. A disk that cannot be read is logged, not
+// fatal: what it still serves is better than nothing.
+func (n *Node) scrub(ctx context.Context) {
+	if err := n.disk.Scrub(ctx); err != nil && ctx.Err() == nil {
+		n.log.Error("stored blobs cannot be checked", "error", err)
+	}
+}
+
+// damaged is told by the disk of a blob that it held until now.
+func (n *Node) damaged(d digest.Digest) {
+	n.log.Warn("a stored blob is damaged; another copy is fetched where this node owns one", "digest", d)
+	if n.blobs != nil { // nothing is read before it is there
+		n.blobs.Wake()
+	}
+}
