@@ -75,10 +75,11 @@ func (c *Catalog) Expire(ctx context.Context) (gone Expired, err error) {
 		return gone, nil
 	}
 	defer c.expiry.Unlock()
-	if err := c.clocksAgree(ctx); err != nil {
+	now := c.cfg.Now()
+	if err := c.clocksAgree(ctx, now); err != nil {
 		return gone, fmt.Errorf("expire names: %w", err)
 	}
-	a := c.agesAt(c.cfg.Now())
+	a := c.agesAt(now)
 	for left := c.bounds.expire; left > 0 && c.raft.State() == raft.Leader; {
 		f, err := c.state.findIdle(c.expiry.next, a, expireNames, min(left, expireKeys))
 		if err == nil {
@@ -226,8 +227,8 @@ func candidate(r pebble.Reader, e repoEntry, a ages) (c Candidate, ok bool, err 
 }
 
 // clocksAgree returns nil if a majority of the voters, this node included, have
-// clocks that say what this one's does, within a minute.
-func (c *Catalog) clocksAgree(ctx context.Context) error {
+// clocks that say, within a minute, what this one's said just now.
+func (c *Catalog) clocksAgree(ctx context.Context, now time.Time) error {
 	voters, _ := c.servers()
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timing.Proof)
 	defer cancel()
@@ -237,7 +238,7 @@ func (c *Catalog) clocksAgree(ctx context.Context) error {
 			answers <- nil
 			continue
 		}
-		if !c.tasks.start(func(context.Context) { answers <- c.clockAgrees(ctx, id) }) {
+		if !c.tasks.start(func(context.Context) { answers <- c.clockAgrees(ctx, id, now) }) {
 			return errClosed
 		}
 	}
@@ -257,11 +258,10 @@ func (c *Catalog) clocksAgree(ctx context.Context) error {
 	return nil
 }
 
-// clockAgrees asks the member id for its clock. The answer was made between
-// question and answer here.
-func (c *Catalog) clockAgrees(ctx context.Context, id string) error {
+// clockAgrees asks the member id for its clock. Its answer is made after now,
+// which ages will be counted from, and before it arrives here.
+func (c *Catalog) clockAgrees(ctx context.Context, id string, now time.Time) error {
 	var out clockMessage
-	asked := c.cfg.Now()
 	err := c.post(ctx, id, "/metadata/clock", nil, &out)
 	answered := c.cfg.Now()
 	if err != nil {
@@ -269,8 +269,8 @@ func (c *Catalog) clockAgrees(ctx context.Context, id string) error {
 	}
 	theirs := time.Unix(0, out.Now)
 	switch {
-	case theirs.Before(asked.Add(-clocksApart)):
-		return fmt.Errorf("the clock of member %s is %v behind", id, asked.Sub(theirs).Round(time.Second))
+	case theirs.Before(now.Add(-clocksApart)):
+		return fmt.Errorf("the clock of member %s is %v behind", id, now.Sub(theirs).Round(time.Second))
 	case theirs.After(answered.Add(clocksApart)):
 		return fmt.Errorf("the clock of member %s is %v ahead", id, theirs.Sub(answered).Round(time.Second))
 	}
