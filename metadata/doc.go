@@ -7,8 +7,9 @@
 // proposes commands, wherever it runs, to whoever leads (writes.go,
 // propose.go), and answers reads from local state: at once where the answer
 // cannot change, else after a proof that the state is current (reads.go,
-// readindex.go). It also keeps the set of voters right (voters.go) and answers
-// other nodes (peer.go, streams.go).
+// readindex.go). It tells those who keep the bytes which are wanted (wanted.go),
+// lets names expire (expire.go), keeps the set of voters right (voters.go) and
+// answers other nodes (peer.go, streams.go).
 //
 // The state (state.go) is what the log has come to: a pebble database that
 // every node has a replica of. An entry is a protobuf Command (wire). What it
@@ -57,7 +58,26 @@
 // # Time
 //
 // Ages are counted in log time: the latest `now` that a leader has put into a
-// command. It never runs backwards, and all replicas see the same.
+// command. It never runs backwards, and all replicas see the same. Names expire
+// by it (rules_expire.go), and the leader proposes that only while most voters'
+// clocks agree with its own.
+//
+// # Names and bytes
+//
+// A name goes when nothing above it keeps it: tag, manifest, link, each by a
+// rule of its own. Bytes are wanted while a link is on them, or while they are
+// the body of a manifest too large for its entry; they are referenced, and may
+// not be deleted, while any link or manifest in any repository names them. A
+// digest that no member holds any more is recorded as lost (rules_lost.go):
+// unknown to clients, so that the next push heals it.
+//
+// # Levels
+//
+// A member announces the feature level that it understands. An operation is
+// proposed only when all members have its level, and what a level writes beside
+// the ones below it is written only from the entry on that raised the last
+// member (rules_index.go). The level of a mesh never falls: a node below it is
+// refused.
 package metadata
 
 //go:generate sh -c "protoc -I wire --plugin=protoc-gen-go=$(go tool -n protoc-gen-go) --go_out=wire --go_opt=paths=source_relative command.proto"

@@ -27,6 +27,10 @@ type termMessage struct {
 	Term uint64 `json:"term"`
 }
 
+type clockMessage struct {
+	Now int64 `json:"now"` // Unix nanoseconds
+}
+
 const (
 	maxMessage  = 1 << 20          // of an answer: an error may list a manifest's missing blobs
 	appliedTime = 5 * time.Second  // how long /metadata/applied waits
@@ -47,6 +51,9 @@ func (c *Catalog) PeerHandler() http.Handler {
 	}))
 	mux.HandleFunc("POST /metadata/term", c.serve(func(context.Context, []byte) (any, error) {
 		return termMessage{c.raft.CurrentTerm()}, nil
+	}))
+	mux.HandleFunc("POST /metadata/clock", c.serve(func(context.Context, []byte) (any, error) {
+		return clockMessage{c.cfg.Now().UnixNano()}, nil
 	}))
 	mux.HandleFunc("POST /metadata/applied", c.serve(c.serveApplied))
 	mux.HandleFunc("POST /metadata/restore", c.serveRestore)

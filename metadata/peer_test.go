@@ -56,6 +56,7 @@ func TestPeerHandler(t *testing.T) {
 		{"how far", "POST", "applied", follower, []byte(`{"index":1}`), 200, ""},
 		{"how far, badly asked", "POST", "applied", follower, []byte(`1`), 400, oci.ErrUnsupported.Kind},
 		{"a term", "POST", "term", follower, nil, 200, ""},
+		{"a clock", "POST", "clock", follower, nil, 200, ""},
 		{"not asked properly", "GET", "term", follower, nil, 405, ""},
 		{"nothing", "POST", "nothing", follower, nil, 404, ""},
 	} {
