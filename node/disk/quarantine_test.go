@@ -46,8 +46,8 @@ func TestQuarantineIsBounded(t *testing.T) {
 			s := newStore(t, Config{Dir: dir})
 			b, d := content(11)
 			must(t, s.Put(t.Context(), d, -1, bytes.NewReader(b)))
-			s.lastUsed(t, d, time.Now().Add(-1e6*time.Minute)) // its time is no longer that of its use
 			s.damage(t, d)
+			s.lastUsed(t, d, time.Now().Add(-1e6*time.Minute)) // the order is not that of use
 			wantErr(t, s.Check(t.Context(), d), errWrongBytes)
 			names = append(names, "sha256-"+d.Encoded())
 			var kept []string

@@ -165,7 +165,8 @@ func (c *scrubber) check(ctx context.Context, d digest.Digest, unreadableGoes bo
 	case errors.Is(err, errWrongBytes) || unreadableGoes:
 		gone, cerr := c.store.condemn(d, f, err)
 		if !gone && cerr == nil {
-			return c.check(ctx, d, unreadableGoes) // another file has the name by now, or none
+			_, err := c.store.held(d) // removed meanwhile, or stored anew and thus verified
+			return err
 		}
 		err = errors.Join(err, cerr)
 	default:

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -164,6 +165,7 @@ func TestScrubRound(t *testing.T) {
 		{"transient", "gtgt", 0, 0, false, 4},
 		{"nothing can be read", row("u", 20), 0, 0, true, 20},
 		{"from some point on nothing can be read", "gg" + row("u", 20), 0, 0, true, 20},
+		{"one that was followed by a good one", "ug" + row("u", 20), 0, 1, true, 20},
 		{"nearly too many", row("u", maxDamaged-1) + "g" + row("u", maxDamaged-1) + "g", 0, 2 * (maxDamaged - 1), false, 2},
 		{"everything is wrong", row("w", 20), maxDamaged, 0, true, 20 - maxDamaged},
 		{"wrong and unreadable", "wuwuwuwu" + row("g", 5), 4, 0, true, 4 + 5},
@@ -357,4 +359,50 @@ func TestScrubRaces(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whatever else goes on, no good file is found bad, and nothing is left behind.
+func TestScrubAmongOthers(t *testing.T) {
+	s := newStore(t, Config{ScrubRate: fast})
+	const blobs = 8
+	var others, scrubs sync.WaitGroup
+	over := make(chan struct{})
+	scrubs.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				if err := s.Scrub(t.Context()); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	for i := range blobs {
+		b, d := content(1000 + i)
+		for _, do := range []func() error{
+			func() error { return s.Put(t.Context(), d, -1, bytes.NewReader(b)) },
+			func() error { _, err := readFill(t, s, d, bodyOf(b)); return err },
+			func() error { _, err := s.Remove(d, time.Now().Add(time.Hour)); return err },
+			func() error { s.Touch(d); return nil },
+		} {
+			others.Go(func() {
+				for range 50 {
+					if err := do(); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	others.Wait()
+	close(over)
+	scrubs.Wait()
+	must(t, s.Close())
+	if st := s.Stats(); st.BlobsBad != 0 || st.BlobsUnreadable != 0 {
+		t.Errorf("%d bad, %d unreadable", st.BlobsBad, st.BlobsUnreadable)
+	}
+	wantFiles(t, s, len(walked(t, s, "")))
 }

@@ -16,27 +16,28 @@ import (
 // The disk hangs when one operation lasts ten ticks, and a small sync that is
 // tried then ten more.
 func TestWatchdog(t *testing.T) {
+	const never = 1000
 	for _, tt := range []struct {
 		name        string
 		each, times int // ticks that each of so many operations lasts, one after the other
-		answers     bool
+		answer      int // ticks that each small sync lasts
 		asked       int
 		hung        bool
 	}{
-		{"idle", 0, 0, false, 0, false},
-		{"nine ticks, again and again", hungTicks - 1, 5, false, 0, false},
-		{"ten, of a busy disk", hungTicks, 1, true, 1, false},
-		{"many, of a busy disk", 5 * hungTicks, 1, true, 5, false},
-		{"nineteen", 2*hungTicks - 1, 1, false, 1, false},
-		{"twenty", 2 * hungTicks, 1, false, 1, true},
+		{"idle", 0, 0, never, 0, false},
+		{"nine ticks, again and again", hungTicks - 1, 5, never, 0, false},
+		{"ten, of a busy disk", hungTicks, 1, 0, 1, false},
+		{"many, of a busy disk", 5 * hungTicks, 1, 0, 5, false},
+		{"many, of a very busy disk", 10 * hungTicks, 1, hungTicks - 1, 5, false},
+		{"nineteen", 2*hungTicks - 1, 1, never, 1, false},
+		{"twenty", 2 * hungTicks, 1, never, 1, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				asked, never := 0, make(chan struct{})
+				asked, answered, left := 0, make(chan struct{}), 0
 				w := &watchdog{small: func() {
-					if asked++; !tt.answers {
-						<-never
-					}
+					asked, left = asked+1, tt.answer
+					<-answered
 				}}
 				ctx, cancel := context.WithCancel(t.Context())
 				ticks, told := make(chan time.Time), []error{}
@@ -44,7 +45,18 @@ func TestWatchdog(t *testing.T) {
 				for range tt.times {
 					over := w.begin("test")
 					for range tt.each {
+						before := asked
 						ticks <- time.Time{}
+						synctest.Wait()
+						if asked == before {
+							left--
+						}
+						if left <= 0 {
+							select {
+							case answered <- struct{}{}:
+							default: // nothing was asked
+							}
+						}
 						synctest.Wait()
 					}
 					over()
@@ -53,7 +65,7 @@ func TestWatchdog(t *testing.T) {
 					t.Errorf("asked %d times, told %q", asked, told)
 				}
 				cancel()
-				close(never)
+				close(answered)
 				w.running.Wait()
 			})
 		})
