@@ -8,6 +8,8 @@ type Stats struct {
 	BytesFollowed int64 // read from growing copies; whole files are read without the Store
 	BlobsOpened   int64
 	BlobsStored   int64 // commits
+	BlobsRemoved  int64
+	BytesRemoved  int64
 
 	FileSyncs         int64
 	FolderSyncs       int64
@@ -28,6 +30,7 @@ type Stats struct {
 // counters are the live figures behind Stats; what runs now is counted from the tables.
 type counters struct {
 	written, followed, opened, committed      atomic.Int64
+	removed, removedBytes                     atomic.Int64
 	fileSyncs, folderSyncs, syncsShared       atomic.Int64
 	fillsStarted, fillsFailed, replaced, lied atomic.Int64
 	followers                                 atomic.Int64
@@ -53,6 +56,8 @@ func (c *counters) snapshot() Stats {
 		BytesFollowed:     c.followed.Load(),
 		BlobsOpened:       c.opened.Load(),
 		BlobsStored:       c.committed.Load(),
+		BlobsRemoved:      c.removed.Load(),
+		BytesRemoved:      c.removedBytes.Load(),
 		FileSyncs:         c.fileSyncs.Load(),
 		FolderSyncs:       c.folderSyncs.Load(),
 		FolderSyncsShared: c.syncsShared.Load(),

@@ -240,55 +240,65 @@ func newHash(a digest.Algorithm) (hash.Hash, error) {
 // Open returns the blob d as the bare file, so that it can be sent without a
 // copy through this process, and its size.
 func (s *Store) Open(_ context.Context, d digest.Digest) (io.ReadSeekCloser, int64, error) {
-	f, size, err := s.open(d)
+	path, err := s.path(d)
 	if err != nil {
 		return nil, 0, fmt.Errorf("open blob: %w", err)
 	}
+	f, info, err := openBlob(path)
+	if err != nil {
+		return nil, 0, fmt.Errorf("open blob: %w", err)
+	}
+	markRead(path, info)
 	s.stats.opened.Add(1)
-	return f, size, nil
+	return f, info.Size(), nil
 }
 
+// open is Open for the Store's own needs, which mark nothing.
 func (s *Store) open(d digest.Digest) (*os.File, int64, error) {
 	path, err := s.path(d)
 	if err != nil {
 		return nil, 0, err
 	}
+	f, info, err := openBlob(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
+}
+
+func openBlob(path string) (*os.File, fs.FileInfo, error) {
 	f, err := openFile(path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, oci.ErrBlobUnknown
+		return nil, nil, oci.ErrBlobUnknown
 	}
 	if err != nil {
 		// Out of descriptors, or a disk that fails: no proof of absence.
-		return nil, 0, oci.ErrUnavailable.Wrap(err)
+		return nil, nil, oci.ErrUnavailable.Wrap(err)
 	}
 	info, err := f.Stat()
 	if err != nil {
 		_ = f.Close()
-		return nil, 0, oci.ErrUnavailable.Wrap(err)
+		return nil, nil, oci.ErrUnavailable.Wrap(err)
 	}
-	return f, info.Size(), nil
+	if !info.Mode().IsRegular() { // put there by somebody else
+		_ = f.Close()
+		return nil, nil, oci.ErrBlobUnknown
+	}
+	return f, info, nil
 }
 
 // Touch marks d used now, where it is held durably, and says how large it is.
 // A Store that failed vouches for nothing.
 func (s *Store) Touch(d digest.Digest) (size int64, held bool) {
 	path, err := s.path(d)
-	if err != nil || s.failed.Load() != nil {
+	if err != nil {
 		return 0, false
 	}
 	// A commit of d holds the lock until the name is durable.
 	unlock := s.locks.lock(d)
 	defer unlock()
-	info, err := os.Stat(path)
+	info, err := s.durable(path)
 	if err != nil {
-		return 0, false
-	}
-	// An earlier process may have been killed between a rename and its folder
-	// sync: such a name only looks durable.
-	if err := s.folders.syncOnce(filepath.Dir(path)); err != nil {
-		_ = s.fail(err)
-	}
-	if s.failed.Load() != nil {
 		return 0, false
 	}
 	if err := os.Chtimes(path, time.Time{}, time.Now()); err != nil {

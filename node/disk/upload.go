@@ -310,7 +310,7 @@ func (s *Store) finish(ctx context.Context, u oci.Upload, off int64, r io.Reader
 	}
 	defer s.release(up)
 	if up.done == d {
-		return up.size.Load(), nil
+		return s.finishAgain(d)
 	}
 	w, err := s.resume(ctx, up, off)
 	if err != nil {
@@ -335,6 +335,19 @@ func (s *Store) finish(ctx context.Context, u oci.Upload, off int64, r io.Reader
 	}
 	s.mark(up, d)
 	return w.size, nil
+}
+
+// finishAgain answers a repeated Finish. The blob is offered once more and thus
+// used now, unless it was removed since.
+func (s *Store) finishAgain(d digest.Digest) (int64, error) {
+	if err := s.sound(); err != nil {
+		return 0, err
+	}
+	size, held := s.Touch(d)
+	if !held {
+		return 0, oci.ErrUploadUnknown
+	}
+	return size, nil
 }
 
 // mark turns a finished session into the mark of it. Beyond MaxUploads the
