@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,9 +9,11 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/mesh/ring"
@@ -37,12 +40,22 @@ type Local interface {
 	Touch(d digest.Digest) (size int64, held bool)
 	// Full returns an error while nothing can be written.
 	Full() error
+	// Has reports whether d is held durably, and marks nothing.
+	Has(d digest.Digest) bool
+	// Walk calls fn with all that is held durably behind after, in order of the
+	// digests' text, and when it was last used, until fn returns false.
+	Walk(ctx context.Context, after digest.Digest, fn func(d digest.Digest, size int64, used time.Time) bool) error
+	// Remove drops d unless it was used at or after cutoff, in one step with
+	// the marks that Touch and every commit make.
+	Remove(d digest.Digest, cutoff time.Time) (removed bool, err error)
 }
 
 // Membership is what Blobs asks of Members.
 type Membership interface {
 	Ring() *ring.Ring
 	Down(id string) bool
+	// Changed returns a channel that is closed at the next change of Ring.
+	Changed() <-chan struct{}
 }
 
 // BlobsConfig is what Blobs needs from its node.
@@ -58,6 +71,13 @@ type BlobsConfig struct {
 	Client   *http.Client
 	Patience Patience // fields of 0 take their defaults
 	Log      *slog.Logger
+
+	// What follows is for Reconcile, which without Names does nothing.
+	Names      Names
+	CacheSize  int64         // bytes of copies that this node need not hold; 0 means no ceiling
+	RepairRate int64         // bytes a second for repair and rebalancing; 0 means 64 MiB
+	Grace      time.Duration // how long what nothing names stays after its last use; 0 means a day
+	Settle     time.Duration // how long after the start nothing goes; 0 means 10 minutes
 }
 
 // Patience is how long Blobs waits for other nodes before it turns elsewhere.
@@ -104,16 +124,36 @@ type Blobs struct {
 	distrust distrust
 	crew     crew
 	buffers  *sync.Pool
+
+	names         Names
+	cacheSize     int64
+	grace, settle time.Duration
+	started       time.Time
+	reconciling   chan struct{} // a token for the pass that runs
+	listing       chan struct{} // and one for its rehearsal
+	due           chan struct{}
+	nudged        atomic.Pointer[time.Time] // when another member last made a pass due
+	repairing     sync.Map                  // digest of a blob being fetched -> *atomic.Bool: a client waits
+	pace          *rate.Limiter             // of all repairs
+	report        report
 }
 
 // NewBlobs returns the bytes of all machines as seen from this one.
 func NewBlobs(cfg BlobsConfig) *Blobs {
-	return &Blobs{
+	b := &Blobs{
 		id: cfg.ID, zone: cfg.Zone, local: cfg.Local, members: cfg.Members, client: cfg.Client,
 		patience: cfg.Patience.orDefaults(), log: cfg.Log,
 		placing: make(chan struct{}, maxPlacing),
 		buffers: &sync.Pool{New: func() any { return new([copyBuffer]byte) }},
+
+		names: cfg.Names, cacheSize: cfg.CacheSize, started: time.Now(),
+		grace:       cmp.Or(cfg.Grace, 24*time.Hour),
+		settle:      cmp.Or(cfg.Settle, 10*time.Minute),
+		pace:        newPace(cmp.Or(cfg.RepairRate, 64<<20)),
+		reconciling: make(chan struct{}, 1), listing: make(chan struct{}, 1), due: make(chan struct{}, 1),
 	}
+	b.crew.run(context.Background(), b.watch)
+	return b
 }
 
 // Close gives up placing what is still being placed and waits for it; the
@@ -129,8 +169,12 @@ func (b *Blobs) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, i
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
+	if hurry, ok := b.repairing.Load(d); ok {
+		hurry.(*atomic.Bool).Store(true)
+	}
 	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, true).next)
 	if errors.Is(err, oci.ErrDiskFull) {
+		b.Wake()
 		f, size, err = b.passThrough(ctx, d)
 	}
 	if err != nil {

@@ -30,7 +30,7 @@ import (
 // cluster is several Blobs over TLS on loopback, each with a disk of its own,
 // and a list of members that the test controls.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	nodes []*peer
 	over  chan struct{} // closed at the end of the test
 	looks atomic.Int64  // calls of Down
@@ -38,6 +38,8 @@ type cluster struct {
 	mu       sync.Mutex
 	members  []ring.Node
 	replicas int
+	changed  chan struct{} // closed at the next change
+	waits    int           // calls of Changed
 }
 
 // peer is one node. Its wire can be tampered with: that is what a test does
@@ -64,11 +66,12 @@ type option struct {
 	silence  time.Duration
 	expect   time.Duration // how long "100 Continue" is waited for
 	full     []int         // nodes whose disk is full
+	config   func(*mesh.BlobsConfig)
 }
 
 // newCluster starts a node per zone named; a zone "-x" is x with weight 0.
-func newCluster(t *testing.T, opt option, zones ...string) *cluster {
-	c := &cluster{t: t, replicas: max(opt.replicas, 1), over: make(chan struct{})}
+func newCluster(t testing.TB, opt option, zones ...string) *cluster {
+	c := &cluster{t: t, replicas: max(opt.replicas, 1), over: make(chan struct{}), changed: make(chan struct{})}
 	for i, zone := range zones {
 		n := ring.Node{ID: uuid(i), Zone: zone, Weight: 1}
 		if zone[0] == '-' {
@@ -94,10 +97,14 @@ func newCluster(t *testing.T, opt option, zones ...string) *cluster {
 		if opt.expect > 0 {
 			client.Transport.(tagging).ExpectContinueTimeout = opt.expect
 		}
-		p.blobs = mesh.NewBlobs(mesh.BlobsConfig{
+		blobs := mesh.BlobsConfig{
 			ID: p.id, Zone: c.members[i].Zone, Local: p.store, Members: c, Client: client,
 			Patience: opt.patience, Log: slog.New(slog.NewTextHandler(p.log, nil)),
-		})
+		}
+		if opt.config != nil {
+			opt.config(&blobs)
+		}
+		p.blobs = mesh.NewBlobs(blobs)
 		p.srv = httptest.NewUnstartedServer(p)
 		p.srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 		p.srv.StartTLS()
@@ -128,14 +135,50 @@ func (c *cluster) Down(id string) bool {
 	return !ok || n.Down
 }
 
-func (c *cluster) setDown(p *peer, down bool) {
+// Changed implements mesh.Membership.
+func (c *cluster) Changed() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i := range c.members {
-		if c.members[i].ID == p.id {
-			c.members[i].Down = down
-		}
+	c.waits++
+	return c.changed
+}
+
+// seen returns once every node has looked at the members as they are now: it
+// looks again only after it has.
+func (c *cluster) seen() {
+	for range 3 {
+		c.mu.Lock()
+		before := c.waits
+		c.mu.Unlock()
+		c.change(func(members []ring.Node) []ring.Node { return members })
+		until(c.t, "all look", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.waits >= before+len(c.nodes)
+		})
 	}
+}
+
+// change changes the members.
+func (c *cluster) change(f func(members []ring.Node) []ring.Node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.members = f(slices.Clone(c.members))
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// set changes the member that is p.
+func (c *cluster) set(p *peer, f func(n *ring.Node)) {
+	c.change(func(members []ring.Node) []ring.Node {
+		i := slices.IndexFunc(members, func(n ring.Node) bool { return n.ID == p.id })
+		f(&members[i])
+		return members
+	})
+}
+
+func (c *cluster) setDown(p *peer, down bool) {
+	c.set(p, func(n *ring.Node) { n.Down = down })
 }
 
 func (c *cluster) peer(id string) *peer {
@@ -242,10 +285,7 @@ func (p *peer) hold(t *testing.T, content []byte) {
 	}
 }
 
-func (p *peer) holds(d digest.Digest) bool {
-	_, held := p.store.Touch(d)
-	return held
-}
+func (p *peer) holds(d digest.Digest) bool { return p.store.Has(d) }
 
 // bytesOf returns n bytes that differ for each seed.
 func bytesOf(seed uint64, n int) []byte {
@@ -295,7 +335,7 @@ func (p *peer) mustRead(t *testing.T, want []byte) {
 }
 
 // until waits for cond, which nothing announces.
-func until(t *testing.T, what string, cond func() bool) {
+func until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	limit := time.After(20 * time.Second)
 	tick := time.NewTicker(2 * time.Millisecond)

@@ -33,7 +33,7 @@ const avoidance = 5 * time.Second
 type hunt struct {
 	b      *Blobs
 	digest digest.Digest
-	client bool // for a client of this node, else for a node of the zone: then this is the gateway
+	client bool // for a client of this node, else for a node of the zone, whose gateway this is, or for a repair
 
 	size     int64           // of the blob, -1 until a source said
 	tried    map[string]bool // in this round

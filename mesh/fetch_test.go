@@ -15,6 +15,7 @@ import (
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/mesh"
+	"github.com/flotilla-registry/flotilla/mesh/ring"
 )
 
 // TestAnyNodeServesWhatAnyHolds: wherever the bytes lie, owner or not, with
@@ -61,7 +62,7 @@ func TestProofOfAbsence(t *testing.T) {
 		{"a proxy's 404 is no denial", []string{"a", "a", "b"}, func(c *cluster) {
 			c.nodes[2].setTamper(func(w http.ResponseWriter, r *http.Request, _ http.Handler) { http.NotFound(w, r) })
 		}, oci.ErrUnavailable},
-		{"nobody is known yet", []string{"a", "a"}, func(c *cluster) { c.members = nil }, oci.ErrUnavailable},
+		{"nobody is known yet", []string{"a", "a"}, func(c *cluster) { c.change(func([]ring.Node) []ring.Node { return nil }) }, oci.ErrUnavailable},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := newCluster(t, option{replicas: 2}, row.zones...)

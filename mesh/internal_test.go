@@ -75,6 +75,8 @@ type oneMember struct{ id string }
 func (m oneMember) Ring() *ring.Ring { return ring.New([]ring.Node{{ID: m.id}}, 1) }
 func (oneMember) Down(string) bool   { return false }
 
+func (oneMember) Changed() <-chan struct{} { return nil }
+
 // FuzzUploadID: what a client writes as an id never becomes a host or a path
 // but those of a member's uploads.
 func FuzzUploadID(f *testing.F) {

@@ -73,11 +73,14 @@ type Peer struct {
 	Level   uint32
 }
 
-// RosterMember is a member as Raft decided it.
+// RosterMember is a member as Raft decided it. One that is draining or out owns
+// nothing; it is still asked for what it holds.
 type RosterMember struct {
-	ID     string
-	Zone   string
-	Weight uint32
+	ID       string
+	Zone     string
+	Weight   uint32
+	Draining bool // its operator takes it out of service
+	Out      bool // it was gone for long
 }
 
 // Members is this node's view of who is here. Its methods may be used
@@ -347,6 +350,9 @@ func (m *Members) rebuild() {
 	nodes := make([]ring.Node, len(m.roster))
 	for i, r := range m.roster {
 		nodes[i] = ring.Node{ID: r.ID, Zone: r.Zone, Weight: r.Weight, Down: m.down(r.ID)}
+		if r.Draining || r.Out {
+			nodes[i].Weight = 0
+		}
 	}
 	m.ring.Store(ring.New(nodes, m.replicas))
 }

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/flotilla-registry/flotilla/mesh"
 )
 
@@ -185,6 +187,27 @@ func TestNotMetYet(t *testing.T) {
 		n, _ := fast.Ring().Node(uuid(1))
 		return n.Down && fast.Down(uuid(1))
 	})
+}
+
+// TestOwnsNothing: who is draining or out keeps nobody's blobs from now on, and
+// is asked for what it has.
+func TestOwnsNothing(t *testing.T) {
+	m := startMember(t, memberConfig(t, 0))
+	list := roster(4)
+	list[1].Draining, list[2].Out = true, true
+	m.SetRoster(list, 3)
+	d := digest.FromString("a blob")
+	var owners []string
+	for _, n := range m.Ring().Owners(d) {
+		owners = append(owners, n.ID)
+	}
+	slices.Sort(owners)
+	if want := []string{uuid(0), uuid(3)}; !slices.Equal(owners, want) {
+		t.Errorf("owners %v, want %v", owners, want)
+	}
+	if n := len(m.Ring().Sources(d, uuid(0), "default")); n != 3 {
+		t.Errorf("%d sources, want all others", n)
+	}
 }
 
 func TestOtherMeshIsNotAlive(t *testing.T) {

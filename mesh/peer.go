@@ -23,6 +23,10 @@ func (b *Blobs) PeerHandler() http.Handler {
 	for pattern, serve := range map[string]func(http.ResponseWriter, *http.Request) error{
 		"GET /blobs/{digest}":  b.serveBlob, // and HEAD
 		"PUT /blobs/{digest}":  b.serveCopy,
+		"POST /blobs/holdings": b.serveHoldings,
+		"POST /blobs/wake":     b.serveWake,
+		"GET /blobs/health":    b.serveHealth,
+		"GET /blobs/garbage":   b.serveGarbage,
 		"PATCH /uploads/{id}":  b.serveUpload(b.appendHere),
 		"GET /uploads/{id}":    b.serveUpload(b.sizeHere),
 		"PUT /uploads/{id}":    b.serveUpload(b.finishHere),

@@ -3,11 +3,13 @@ package mesh
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/mesh/ring"
@@ -110,7 +112,7 @@ func (p *placement) makeCopy(ctx context.Context) bool {
 		if !ok || ctx.Err() != nil {
 			return false
 		}
-		err := p.b.send(ctx, n.ID, p.digest)
+		err := p.b.send(ctx, n.ID, p.digest, nil)
 		if err == nil {
 			p.made.Add(1)
 			p.b.stats.placed.Add(1)
@@ -141,12 +143,13 @@ func (p *placement) finish(ctx context.Context) {
 	if made := p.made.Load(); made < int64(p.wanted) {
 		p.b.log.Warn("blob has fewer copies than it should", "digest", p.digest,
 			"placed", made, "wanted", p.wanted, "request", oci.RequestID(ctx))
+		p.b.Wake()
 	}
 }
 
 // send offers this node's copy of d to another node, which takes it or says
-// that it has it.
-func (b *Blobs) send(ctx context.Context, node string, d digest.Digest) error {
+// that it has it. It keeps to pace where there is one.
+func (b *Blobs) send(ctx context.Context, node string, d digest.Digest, pace *rate.Limiter) error {
 	f, size, err := b.local.Open(ctx, d)
 	if err != nil {
 		return fmt.Errorf("open the copy to send: %w", err)
@@ -158,7 +161,11 @@ func (b *Blobs) send(ctx context.Context, node string, d digest.Digest) error {
 	if err != nil {
 		return err
 	}
-	body := newOutgoing(f, limits{
+	var r io.Reader = f
+	if pace != nil {
+		r = pacer{ctx, f, pace, new(atomic.Bool)}
+	}
+	body := newOutgoing(r, limits{
 		stall: b.patience.Stall, answer: b.patience.Durable,
 		down: func() bool { return b.members.Down(node) },
 	}, cancel)

@@ -24,6 +24,14 @@ type Stats struct {
 	PlaceShort   int64 // pushes refused because too few copies could be made
 
 	UploadsForwarded int64 // upload requests passed to the upload's home
+
+	Passes       int64 // of Reconcile, begun
+	Dropped      int64 // copies of garbage that went
+	DroppedBytes int64
+	Evicted      int64 // copies that went since they took too much space
+	EvictedBytes int64
+	Repaired     int64 // blobs of which missing copies were made
+	RepairFailed int64 // blobs of which they could not be made in a pass
 }
 
 // counters are the live figures behind Stats.
@@ -34,6 +42,9 @@ type counters struct {
 	bytesFrom, bytesTo                    atomic.Int64
 	placed, held, placeFailed, placeShort atomic.Int64
 	forwarded                             atomic.Int64
+	passes, repaired, repairFailed        atomic.Int64
+	dropped, droppedBytes                 atomic.Int64
+	evicted, evictedBytes                 atomic.Int64
 }
 
 // Stats returns the figures of now. Each is exact, but they are not taken at
@@ -48,5 +59,9 @@ func (b *Blobs) Stats() Stats {
 		CopiesPlaced: c.placed.Load(), CopiesHeld: c.held.Load(),
 		CopiesFailed: c.placeFailed.Load(), PlaceShort: c.placeShort.Load(),
 		UploadsForwarded: c.forwarded.Load(),
+		Passes:           c.passes.Load(),
+		Dropped:          c.dropped.Load(), DroppedBytes: c.droppedBytes.Load(),
+		Evicted: c.evicted.Load(), EvictedBytes: c.evictedBytes.Load(),
+		Repaired: c.repaired.Load(), RepairFailed: c.repairFailed.Load(),
 	}
 }

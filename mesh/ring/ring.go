@@ -5,8 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -55,6 +57,20 @@ func New(nodes []Node, replicas int) *Ring {
 
 // Replicas returns how many copies of each blob the ring keeps.
 func (r *Ring) Replicas() int { return r.replicas }
+
+// Fingerprint names all that decides who owns what: two rings with the same one
+// agree about the owners of every blob, whoever seems down to them.
+func (r *Ring) Fingerprint() string {
+	lines := []string{strconv.Itoa(r.replicas)}
+	for _, n := range r.nodes {
+		if n.Weight > 0 {
+			lines = append(lines, fmt.Sprintf("%q %q %d", n.ID, n.Zone, n.Weight))
+		}
+	}
+	slices.Sort(lines[1:])
+	sum := sha256.Sum256([]byte(strings.Join(lines, "\n")))
+	return hex.EncodeToString(sum[:16])
+}
 
 // Nodes returns all nodes, in the order given to New.
 func (r *Ring) Nodes() []Node {

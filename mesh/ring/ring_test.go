@@ -251,6 +251,32 @@ func TestProperties(t *testing.T) {
 	})
 }
 
+// TestFingerprint: it changes with all that moves blobs, and with nothing else.
+func TestFingerprint(t *testing.T) {
+	base := nodes(4, "a", "b")
+	base[3].Weight = 0
+	want := New(base, 3).Fingerprint()
+	for _, row := range []struct {
+		name   string
+		change func(n []Node) ([]Node, int)
+		same   bool
+	}{
+		{"order", func(n []Node) ([]Node, int) { slices.Reverse(n); return n, 3 }, true},
+		{"down", func(n []Node) ([]Node, int) { n[1].Down = true; return n, 3 }, true},
+		{"one that owns nothing left", func(n []Node) ([]Node, int) { return n[:3], 3 }, true},
+		{"one that owns left", func(n []Node) ([]Node, int) { return n[1:], 3 }, false},
+		{"weight", func(n []Node) ([]Node, int) { n[0].Weight++; return n, 3 }, false},
+		{"zone", func(n []Node) ([]Node, int) { n[0].Zone = "b"; return n, 3 }, false},
+		{"name", func(n []Node) ([]Node, int) { n[0].ID += "0"; return n, 3 }, false},
+		{"replicas", func(n []Node) ([]Node, int) { return n, 2 }, false},
+		{"drained", func(n []Node) ([]Node, int) { n[0].Weight = 0; return n, 3 }, false},
+	} {
+		if got := New(row.change(slices.Clone(base))).Fingerprint(); (got == want) != row.same {
+			t.Errorf("%s: fingerprint %s after %s", row.name, got, want)
+		}
+	}
+}
+
 // TestMinimalMovement: one node leaves, and only it may lose blobs; at most one
 // more owner changes, and only to keep two zones.
 func TestMinimalMovement(t *testing.T) {

@@ -1,0 +1,300 @@
+package mesh
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh/ring"
+)
+
+// Health is what the last pass of one node saw, and what it has done since.
+// Each wanted blob is counted at one node, so that sums hold for the mesh.
+type Health struct {
+	At         time.Time `json:"at"`         // when all was seen; the zero time: never yet
+	Membership string    `json:"membership"` // fingerprint of the ring it was seen under
+
+	Blobs   int64 `json:"blobs"`   // wanted blobs that this node counts
+	Short   int64 `json:"short"`   // of these, how many have fewer copies at live owners than they should
+	OneZone int64 `json:"oneZone"` // have several such copies, all in one zone, and owners in two
+	Lost    int64 `json:"lost"`    // are recorded as lost
+
+	HeldBlobs  int64 `json:"heldBlobs"` // copies here
+	HeldBytes  int64 `json:"heldBytes"`
+	CacheBlobs int64 `json:"cacheBlobs"` // of these, copies that need not be here
+	CacheBytes int64 `json:"cacheBytes"`
+
+	Owns     bool  `json:"owns"`     // whether this node owns blobs; else OnlyHere is counted
+	OnlyHere int64 `json:"onlyHere"` // named blobs held here of which not every owner said that it has a copy
+
+	BytesToMove int64         `json:"bytesToMove"` // for the copies that this node is to make
+	TimeToGo    time.Duration `json:"timeToGo"`    // for these, in nanoseconds
+
+	Dropped  int64 `json:"dropped"`  // garbage
+	Evicted  int64 `json:"evicted"`  // copies that took too much space
+	Repaired int64 `json:"repaired"` // blobs of which missing copies were made
+	Failed   int64 `json:"failed"`   // blobs of which they could not be made
+}
+
+// add adds the figures of another node.
+func (h *Health) add(o Health) {
+	if h.At.IsZero() || o.At.Before(h.At) {
+		h.At = o.At
+	}
+	if h.Membership != o.Membership {
+		h.Membership = ""
+	}
+	h.Owns = h.Owns || o.Owns
+	h.TimeToGo = max(h.TimeToGo, o.TimeToGo)
+	for _, f := range []struct {
+		to   *int64
+		from int64
+	}{
+		{&h.Blobs, o.Blobs}, {&h.Short, o.Short}, {&h.OneZone, o.OneZone}, {&h.Lost, o.Lost},
+		{&h.HeldBlobs, o.HeldBlobs}, {&h.HeldBytes, o.HeldBytes},
+		{&h.CacheBlobs, o.CacheBlobs}, {&h.CacheBytes, o.CacheBytes},
+		{&h.OnlyHere, o.OnlyHere}, {&h.BytesToMove, o.BytesToMove},
+		{&h.Dropped, o.Dropped}, {&h.Evicted, o.Evicted},
+		{&h.Repaired, o.Repaired}, {&h.Failed, o.Failed},
+	} {
+		*f.to += f.from
+	}
+}
+
+// count adds v to the figures of the pass.
+func (p *pass) count(v *blob) {
+	h := &p.tally
+	if v.held {
+		h.HeldBlobs++
+		h.HeldBytes += v.size
+		if v.naming != unnamed && !v.owner {
+			h.CacheBlobs++
+			h.CacheBytes += v.size
+		}
+	}
+	if v.held && v.naming != unnamed && !p.owner {
+		if copies, _ := p.copies(v); copies == 0 || copies < len(v.owners) {
+			h.OnlyHere++
+		}
+	}
+	if v.naming == wanted && v.accountant {
+		p.account(v)
+	}
+}
+
+// account counts v for the whole mesh.
+func (p *pass) account(v *blob) {
+	h := &p.tally
+	h.Blobs++
+	copies, zones := p.copies(v)
+	switch {
+	case v.lost:
+		h.Lost++
+	case copies < len(v.owners):
+		h.Short++
+	}
+	if copies > 1 && zones == 1 && zonesOf(v.owners) > 1 {
+		h.OneZone++
+	}
+	if v.held {
+		for _, id := range v.lacking() {
+			p.behind[id] = true
+		}
+	}
+}
+
+// copies returns how many owners hold v, as far as they said so, and in how
+// many zones these lie.
+func (p *pass) copies(v *blob) (copies, zones int) {
+	holders := slices.DeleteFunc(slices.Clone(v.owners), func(n ring.Node) bool {
+		return !slices.Contains(v.has, n.ID) && !(v.held && n.ID == p.b.id)
+	})
+	return len(holders), zonesOf(holders)
+}
+
+func zonesOf(nodes []ring.Node) int {
+	n := 0
+	for i := range nodes {
+		if !slices.ContainsFunc(nodes[:i], func(o ring.Node) bool { return o.Zone == nodes[i].Zone }) {
+			n++
+		}
+	}
+	return n
+}
+
+// report is the figures that others see; the zero value has none.
+type report struct {
+	mu   sync.Mutex
+	last Health
+}
+
+// publish changes the figures of the pass and shows them. The time to go is
+// that of the copies made so far, for each byte.
+func (p *pass) publish(change func(h *Health)) {
+	r := &p.b.report
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := &p.tally
+	change(h)
+	perByte := float64(time.Second) / float64(p.b.pace.Limit())
+	if moved := p.toMove - h.BytesToMove; moved > 0 {
+		perByte = float64(time.Since(p.repairing)) / float64(moved)
+	}
+	h.TimeToGo = time.Duration(perByte * float64(h.BytesToMove))
+	r.last = *h
+}
+
+// Health returns what this node's last pass saw.
+func (b *Blobs) Health() Health {
+	b.report.mu.Lock()
+	defer b.report.mu.Unlock()
+	return b.report.last
+}
+
+// HealthOf returns what a member's last pass saw.
+func (b *Blobs) HealthOf(ctx context.Context, node string) (h Health, err error) {
+	if node == b.id {
+		return b.Health(), nil
+	}
+	return h, b.list(ctx, healthWait, node, "/blobs/health", &h)
+}
+
+// healthWait is how long the members are given to tell their health.
+const healthWait = 2 * time.Second
+
+// MeshHealth adds up what the members' last passes saw. Its time is that of the
+// oldest, its membership "" where they saw different ones. Members that have no
+// figures, or do not tell them, are silent: the sum lacks theirs.
+func (b *Blobs) MeshHealth(ctx context.Context) (sum Health, silent []string) {
+	ctx, cancel := context.WithTimeout(ctx, healthWait)
+	defer cancel()
+	nodes := b.members.Ring().Nodes()
+	all := make([]Health, len(nodes))
+	var asking errgroup.Group
+	asking.SetLimit(askedAtOnce)
+	for i, n := range nodes {
+		if n.Down {
+			continue
+		}
+		asking.Go(func() error {
+			h, err := b.HealthOf(ctx, n.ID)
+			if err == nil {
+				all[i] = h
+			}
+			return nil
+		})
+	}
+	_ = asking.Wait() // always nil
+	for i, h := range all {
+		switch {
+		case h.At.IsZero():
+			silent = append(silent, nodes[i].ID)
+		case sum.At.IsZero():
+			sum = h
+		default:
+			sum.add(h)
+		}
+	}
+	return sum, silent
+}
+
+// Candidate is a copy that the next pass drops as garbage.
+type Candidate struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"`
+	Used   time.Time     `json:"used"`
+	Why    string        `json:"why"`
+}
+
+// maxCandidates bounds a list of garbage.
+const maxCandidates = 1000
+
+// Garbage lists up to n copies that a pass now would drop here since nothing
+// names their bytes. Copies that would be evicted are no garbage: their blobs
+// stay.
+func (b *Blobs) Garbage(ctx context.Context, n int) ([]Candidate, error) {
+	select {
+	case b.listing <- struct{}{}:
+		defer func() { <-b.listing }()
+	case <-ctx.Done():
+		return nil, oci.ErrUnavailable.Wrap(context.Cause(ctx))
+	}
+	p, err := b.newPass(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !p.synced {
+		return nil, oci.ErrUnavailable.Because("the catalogue cannot be proven current")
+	}
+	p.sure = true // or will be
+	list := []Candidate{}
+	for batch, err := range b.batches(ctx) {
+		if err == nil {
+			err = p.name(batch)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for i := range batch {
+			v := &batch[i]
+			if len(list) == min(n, maxCandidates) {
+				return list, nil
+			}
+			if decide(p.facts(v)) == drop {
+				list = append(list, Candidate{v.digest, v.size, v.used, fmt.Sprintf("nothing names it, and nobody used it for %v", b.grace)})
+			}
+		}
+	}
+	return list, nil
+}
+
+// GarbageOf is Garbage at a member.
+func (b *Blobs) GarbageOf(ctx context.Context, node string, n int) (list []Candidate, err error) {
+	if node == b.id {
+		return b.Garbage(ctx, n)
+	}
+	return list, b.list(ctx, b.patience.Persist, node, fmt.Sprintf("/blobs/garbage?n=%d", n), &list)
+}
+
+// list asks a member for what it answers as JSON.
+func (b *Blobs) list(ctx context.Context, wait time.Duration, node, path string, into any) error {
+	answer, err := b.call(ctx, wait, http.MethodGet, node, path, nil)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(answer, into); err != nil {
+		return oci.ErrUnavailable.Because("unreadable answer from a peer").Wrap(err)
+	}
+	return nil
+}
+
+func (b *Blobs) serveHealth(w http.ResponseWriter, _ *http.Request) error {
+	return b.answer(w, b.Health())
+}
+
+func (b *Blobs) serveGarbage(w http.ResponseWriter, r *http.Request) error {
+	n, err := strconv.Atoi(r.URL.Query().Get("n"))
+	if err != nil || n < 0 {
+		return oci.ErrUnsupported.Because("n %.40q", r.URL.Query().Get("n"))
+	}
+	list, err := b.Garbage(r.Context(), n)
+	if err != nil {
+		return err
+	}
+	return b.answer(w, list)
+}
+
+func (b *Blobs) answer(w http.ResponseWriter, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // who does not read it has gone
+	return nil
+}

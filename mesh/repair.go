@@ -1,0 +1,231 @@
+package mesh
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh/ring"
+)
+
+const (
+	// maxRepair is how long one pass makes copies. What is left then waits for
+	// the next, which sees the mesh as it is by then.
+	maxRepair = 10 * time.Minute
+	// repairsAtOnce hides the time that small blobs spend on the way.
+	repairsAtOnce = 4
+)
+
+// repair is one blob of which copies are missing: here, or at some owners.
+type repair struct {
+	digest digest.Digest
+	size   int64
+	copies int      // that are known of, elsewhere or here
+	to     []string // owners to send a copy to; none: it is wanted here
+	lost   bool     // recorded as lost
+}
+
+// bytes returns how many are to be moved, as far as that is known; of what
+// nobody has, none.
+func (r repair) bytes() int64 {
+	if r.copies == 0 {
+		return 0
+	}
+	return max(r.size, 0) * int64(max(1, len(r.to)))
+}
+
+// compare orders repairs by how near their blob is to being lost. What nobody
+// has comes last: there is nothing to save, and each costs a search.
+func (r repair) compare(o repair) int {
+	none := func(r repair) int { return min(1, r.copies) }
+	return cmp.Or(-cmp.Compare(none(r), none(o)), cmp.Compare(r.copies, o.copies))
+}
+
+// repair makes the copies that were found missing.
+func (p *pass) repair(ctx context.Context) error {
+	list := p.repairs.sorted()
+	p.repairing, p.toMove = time.Now(), p.tally.BytesToMove
+	if p.repairs.cut {
+		defer p.b.Wake()
+	}
+	var working errgroup.Group
+	working.SetLimit(repairsAtOnce)
+	defer working.Wait()
+	for _, r := range list {
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case p.moved():
+			return errMoved
+		case time.Since(p.repairing) > maxRepair:
+			p.b.Wake()
+			return nil
+		}
+		working.Go(func() error {
+			p.mend(ctx, r)
+			return nil
+		})
+	}
+	return working.Wait()
+}
+
+// mend makes the missing copies of one blob, unless nothing names it any more.
+func (p *pass) mend(ctx context.Context, r repair) {
+	named, err := p.b.names.Referenced([]digest.Digest{r.digest})
+	if err != nil || !named[0] {
+		return
+	}
+	if len(r.to) > 0 {
+		err = p.deliver(ctx, r)
+	} else {
+		err = p.acquire(ctx, r)
+	}
+	p.publish(func(h *Health) {
+		if err != nil {
+			h.Failed++
+			return
+		}
+		h.Repaired++
+		h.BytesToMove -= r.bytes()
+	})
+	if err != nil {
+		p.b.stats.repairFailed.Add(1)
+		p.b.log.Debug("copies of a blob are still missing", "digest", r.digest, "err", err)
+		return
+	}
+	p.b.stats.repaired.Add(1)
+}
+
+// deliver sends this node's copy to owners that lack one.
+func (p *pass) deliver(ctx context.Context, r repair) error {
+	var failed error
+	for _, node := range r.to {
+		if err := p.b.send(ctx, node, r.digest, p.b.pace); err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
+// acquire makes a copy here, and takes the record back that the blob is lost.
+// Where nobody knew of a copy and the search for one ends with a proof that
+// there is none, the blob is recorded as lost.
+func (p *pass) acquire(ctx context.Context, r repair) error {
+	b := p.b
+	if !b.local.Has(r.digest) {
+		err := b.local.Full()
+		if err == nil {
+			err = b.bring(ctx, r.digest)
+		}
+		if errors.Is(err, oci.ErrBlobUnknown) && r.copies == 0 {
+			return p.giveUpOn(ctx, r.digest)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if r.lost {
+		b.log.Info("a lost blob is found", "digest", r.digest)
+		return b.names.Found(ctx, r.digest)
+	}
+	return nil
+}
+
+// giveUpOn records that d is lost, after every member denied having it. That
+// counts only where none seems down and the members are those of the start,
+// and against nothing that was pushed since.
+func (p *pass) giveUpOn(ctx context.Context, d digest.Digest) error {
+	r := p.b.members.Ring()
+	down := slices.ContainsFunc(r.Nodes(), func(n ring.Node) bool { return n.Down })
+	if !p.synced || down || r.Fingerprint() != p.membership {
+		return oci.ErrBlobUnknown.Because("nobody has it, which may not be all there is to know")
+	}
+	p.b.log.Error("no member holds a blob that the catalogue names", "digest", d)
+	return p.b.names.Lost(ctx, d, p.since)
+}
+
+// bring makes a durable copy of d here. An end is there to be read only once
+// the growing copy is verified and stored.
+func (b *Blobs) bring(ctx context.Context, d digest.Digest) error {
+	hurry, h := new(atomic.Bool), b.newHunt(d, false)
+	b.repairing.Store(d, hurry)
+	defer b.repairing.Delete(d)
+	f, _, err := b.local.Fill(ctx, d, func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+		body, size, err := h.next(ctx, off)
+		if err != nil {
+			return nil, 0, err
+		}
+		return pacedBody{body, pacer{ctx, body, b.pace, hurry}}, size, nil
+	})
+	if err != nil {
+		return err
+	}
+	free := context.AfterFunc(ctx, func() { _ = f.Close() }) // frees a Read that waits
+	defer func() {
+		if free() {
+			_ = f.Close()
+		}
+	}()
+	if _, err := f.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
+	if _, err := f.Read(make([]byte, 1)); err != io.EOF {
+		return oci.ErrUnavailable.Because("the copy did not come to an end").Wrap(err)
+	}
+	if !b.local.Has(d) {
+		return oci.ErrUnavailable.Because("the copy is not held")
+	}
+	return nil
+}
+
+// newPace returns the limit that all repairs of a node share, in bytes a
+// second. The burst is the largest piece that is read at once: so small that
+// nobody takes the wait behind it for silence.
+func newPace(perSecond int64) *rate.Limiter {
+	return rate.NewLimiter(rate.Limit(perSecond), int(max(4<<10, min(copyBuffer, perSecond/8))))
+}
+
+// pacer reads at the pace of repairs, until a client waits for the same bytes.
+type pacer struct {
+	ctx   context.Context
+	r     io.Reader
+	pace  *rate.Limiter
+	hurry *atomic.Bool
+}
+
+// Read implements io.Reader.
+func (p pacer) Read(b []byte) (int, error) {
+	if p.hurry.Load() {
+		return p.r.Read(b)
+	}
+	n, err := p.r.Read(b[:min(len(b), p.pace.Burst())])
+	if late := p.pace.WaitN(p.ctx, n); err == nil {
+		err = late
+	}
+	return n, err
+}
+
+// pacedBody is the body of a source at the pace of repairs.
+type pacedBody struct {
+	io.ReadCloser
+	pacer
+}
+
+// Read implements io.Reader.
+func (b pacedBody) Read(p []byte) (int, error) { return b.pacer.Read(p) }
+
+// Lied passes on that the blob was wrong, see delivery.
+func (b pacedBody) Lied() {
+	if y, ok := b.ReadCloser.(*delivery); ok {
+		y.Lied()
+	}
+}
