@@ -68,6 +68,7 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 	cfg := api.Config{
 		Node: "n1", Blobs: store, Uploads: store, Health: health{}, Room: func() error { return nil },
 		Status:  func(context.Context) any { return map[string]string{"leader": "n1"} },
+		Admin:   noAdmin(),
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "up 1") }),
 		Observe: n.observe,
 		Log:     slog.New(slog.NewJSONHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug})),

@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/hashicorp/raft"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
@@ -20,22 +22,35 @@ import (
 // another mesh: the names are taken over, while that mesh stays what it is and
 // has the members that it has.
 
-// Backup returns all that was committed before the call, as one stream, and
-// its length, while the mesh goes on. The caller closes the stream.
-func (c *Catalog) Backup(ctx context.Context) (stream io.ReadCloser, size int64, err error) {
+// Backup is the state at one moment, as a stream; whoever has it closes it.
+type Backup struct {
+	io.ReadCloser
+	Size int64 // of the stream
+
+	db pebble.Reader
+}
+
+// Wanted is Catalog.Wanted at the moment of the backup.
+func (b *Backup) Wanted(after digest.Digest, n int) ([]Want, error) {
+	all, err := wantedIn(b.db, after, min(n, maxPage))
+	return all, wrapRead("wanted blobs", err)
+}
+
+// Backup takes all that was committed before the call, while the mesh goes on.
+func (c *Catalog) Backup(ctx context.Context) (*Backup, error) {
 	ctx, leave, err := c.tasks.enter(ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	defer leave()
 	if err := c.certain(ctx); err != nil {
-		return nil, 0, fmt.Errorf("back up: %w", err)
+		return nil, fmt.Errorf("back up: %w", err)
 	}
-	stream, size, err = c.snaps.backup()
+	b, err := c.snaps.backup()
 	if err != nil {
-		return nil, 0, fmt.Errorf("back up: %w", oci.ErrUnavailable.Because("this node cannot make a backup").Wrap(err))
+		return nil, fmt.Errorf("back up: %w", oci.ErrUnavailable.Because("this node cannot make a backup").Wrap(err))
 	}
-	return stream, size, nil
+	return b, nil
 }
 
 // Restore takes the names of a backup into this mesh, which must hold none yet.

@@ -31,12 +31,12 @@ func another(t testing.TB, n, voters int) *testMesh {
 
 func backup(t testing.TB, n *testNode) []byte {
 	t.Helper()
-	r, size, err := n.Backup(context.Background())
+	r, err := n.Backup(context.Background())
 	must(t, err)
 	b, err := io.ReadAll(r)
 	must(t, errors.Join(err, r.Close(), r.Close()))
-	if int64(len(b)) != size {
-		t.Errorf("%d bytes, announced were %d", len(b), size)
+	if int64(len(b)) != r.Size {
+		t.Errorf("%d bytes, announced were %d", len(b), r.Size)
 	}
 	n.nothingSpare(t)
 	return b

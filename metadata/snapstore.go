@@ -214,24 +214,27 @@ func (t *snapshotStore) stream(id string) (io.ReadCloser, int64, error) {
 	return &checkpointStream{encoder: e, store: t, id: id}, c.size, nil
 }
 
-// backup returns the stream of the state as it is now, and its length. It is
-// made from a checkpoint of its own, so that whoever reads it slowly holds up
-// nobody. The checkpoint goes when the stream is closed, or at the next start.
-func (t *snapshotStore) backup() (io.ReadCloser, int64, error) {
+// backup returns the stream of the state as it is now, made from a checkpoint
+// of its own, so that whoever reads it slowly holds up nobody. The checkpoint
+// goes when the stream is closed, or at the next start.
+func (t *snapshotStore) backup() (*Backup, error) {
 	name, err := t.spare("backup")
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	r, size, err := t.checkpointNow(name)
 	if err != nil {
 		t.discard(name)
-		return nil, 0, err
+		return nil, err
 	}
-	return &backupStream{Reader: r, end: sync.OnceValue(func() error {
+	t.mu.Lock()
+	db := t.opened[name].db // until r is closed
+	t.mu.Unlock()
+	return &Backup{Size: size, db: db, ReadCloser: &backupStream{Reader: r, end: sync.OnceValue(func() error {
 		err := r.Close()
 		t.discard(name)
 		return err
-	})}, size, nil
+	})}}, nil
 }
 
 // backupStream is a stream that leaves nothing behind.

@@ -75,6 +75,18 @@ func (c *Catalog) RecordFound(ctx context.Context, d digest.Digest) error {
 
 // wanted takes two seeks for each digest, however many keys it has.
 func (s *state) wanted(last digest.Digest, n int) (all []Want, err error) {
+	db, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer s.mu.RUnlock()
+	at := db.NewSnapshot()
+	defer at.Close()
+	return wantedIn(at, last, n)
+}
+
+// wantedIn is wanted of a state that does not change meanwhile.
+func wantedIn(at pebble.Reader, last digest.Digest, n int) (all []Want, err error) {
 	from := []byte{keyBytes}
 	if last != "" {
 		d, ok := parseSum(string(last))
@@ -83,13 +95,6 @@ func (s *state) wanted(last digest.Digest, n int) (all []Want, err error) {
 		}
 		from = after(append(from, d...))
 	}
-	db, err := s.acquire()
-	if err != nil {
-		return nil, err
-	}
-	defer s.mu.RUnlock()
-	at := db.NewSnapshot()
-	defer at.Close()
 	it, err := newIter(at, []byte{keyBytes})
 	if err != nil {
 		return nil, err

@@ -132,17 +132,6 @@ func (n *Node) KeepUntagged(ctx context.Context, d time.Duration) error {
 	return n.catalog.SetPolicy(ctx, metadata.Policy{UntaggedAfter: d})
 }
 
-// standing says in a word whether a member owns blobs.
-func standing(m metadata.Member) string {
-	switch {
-	case m.Draining:
-		return "draining"
-	case m.Out:
-		return "out"
-	}
-	return "in"
-}
-
 // memberHandler serves what members ask each other beside names and bytes.
 func (n *Node) memberHandler() http.Handler {
 	mux := http.NewServeMux()

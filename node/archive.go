@@ -40,18 +40,35 @@ func (n *Node) Backup(ctx context.Context, w io.Writer, blobs bool) error {
 	defer names.Close()
 	archive := tar.NewWriter(w)
 	if blobs {
-		err := names.Blobs(func(d digest.Digest) error { return n.archiveBlob(ctx, archive, d) })
-		if err != nil {
+		if err := n.archiveBlobs(ctx, archive, names); err != nil {
 			return fmt.Errorf("back up blobs: %w", err)
 		}
 	}
-	if err := archive.WriteHeader(entry(ArchiveCatalogue, names.Size())); err != nil {
+	if err := archive.WriteHeader(entry(ArchiveCatalogue, names.Size)); err != nil {
 		return fmt.Errorf("back up catalogue: %w", err)
 	}
 	if _, err := io.Copy(archive, names); err != nil {
 		return fmt.Errorf("back up catalogue: %w", err)
 	}
 	return archive.Close()
+}
+
+func (n *Node) archiveBlobs(ctx context.Context, archive *tar.Writer, names *metadata.Backup) error {
+	for after := digest.Digest(""); ; {
+		list, err := names.Wanted(after, 1000)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		for _, want := range list {
+			if want.Lost { // nobody has it; the catalogue says so too
+				continue
+			}
+			if err := n.archiveBlob(ctx, archive, want.Digest); err != nil {
+				return err
+			}
+		}
+		after = list[len(list)-1].Digest
+	}
 }
 
 func (n *Node) archiveBlob(ctx context.Context, archive *tar.Writer, d digest.Digest) error {

@@ -25,6 +25,10 @@ func TestConfigRefusals(t *testing.T) {
 		{"a cache beyond the disk", Config{CacheSize: "101%"}, "--cache-size"},
 		{"a cache in words", Config{CacheSize: "much"}, "--cache-size"},
 		{"a cache in GiB", Config{CacheSize: "500GiB"}, ""},
+		{"a rate of the disk", Config{RepairRate: "10%"}, "--repair-rate"},
+		{"a rate of nothing", Config{ScrubRate: "0"}, "--scrub-rate"},
+		{"rates in MiB", Config{RepairRate: "10MiB", ScrubRate: "512K"}, ""},
+		{"out at once", Config{OutAfter: 1}, "--out-after"},
 		{"unknown tag reads", Config{TagReads: "sometimes"}, "--tag-reads"},
 		{"an address with a scheme", Config{Advertise: "http://host"}, "--advertise"},
 	} {
@@ -43,15 +47,15 @@ func TestConfigRefusals(t *testing.T) {
 	}
 }
 
-func TestCacheSize(t *testing.T) {
+func TestParseSize(t *testing.T) {
 	for _, row := range []struct {
 		in   string
-		want uint64
+		want int64
 	}{
 		{"80%", 800}, {"0%", 0}, {"100%", 1000}, {"512", 512}, {"2K", 2 << 10}, {"3MiB", 3 << 20}, {"1GB", 1 << 30}, {"1TiB", 1 << 40},
 	} {
-		if got, err := parseCacheSize(row.in, 1000); err != nil || got != row.want {
-			t.Errorf("parseCacheSize(%q) = %d, %v; want %d", row.in, got, err, row.want)
+		if got, err := parseSize(row.in, 1000); err != nil || got != row.want {
+			t.Errorf("parseSize(%q) = %d, %v; want %d", row.in, got, err, row.want)
 		}
 	}
 }

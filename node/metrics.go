@@ -74,6 +74,7 @@ func (p *parts) Collect(ch chan<- prometheus.Metric) {
 	p.names(count, gauge)
 	p.bytes(count, gauge)
 	p.transfers(count)
+	p.healing(count, gauge)
 }
 
 type figure func(name, help string, v float64)
@@ -132,6 +133,33 @@ func (p *parts) transfers(count figure) {
 	count("copies_failed_total", "Attempts to place a copy that failed.", float64(b.CopiesFailed))
 	count("pushes_short_total", "Pushes refused since too few copies could be made durable.", float64(b.PlaceShort))
 	count("uploads_forwarded_total", "Upload requests passed on to the upload's home.", float64(b.UploadsForwarded))
+}
+
+// healing is what this node's passes saw and did. Each blob is counted at one
+// node, so that sums over the nodes are those of the mesh.
+func (p *parts) healing(count, gauge figure) {
+	h, b, d := p.n.blobs.Health(), p.n.blobs.Stats(), p.n.disk.Stats()
+	gauge("blobs", "Blobs that a repository needs, counted here.", float64(h.Blobs))
+	gauge("blobs_short", "Of these, blobs with too few copies.", float64(h.Short))
+	gauge("blobs_one_zone", "Of these, blobs whose copies are all in one zone, where there are two.", float64(h.OneZone))
+	gauge("blobs_lost", "Of these, blobs that no member has any more.", float64(h.Lost))
+	gauge("repair_bytes", "Bytes of copies that this node has still to make.", float64(h.BytesToMove))
+	gauge("repair_seconds", "Time that this will take.", h.TimeToGo.Seconds())
+	gauge("held_blobs", "Copies here.", float64(h.HeldBlobs))
+	gauge("held_bytes", "Their bytes.", float64(h.HeldBytes))
+	gauge("cache_blobs", "Copies here that need not be here.", float64(h.CacheBlobs))
+	gauge("cache_bytes", "Their bytes.", float64(h.CacheBytes))
+	count("passes_total", "Looks at all blobs that are held here or should be.", float64(b.Passes))
+	count("repaired_total", "Blobs of which missing copies were made.", float64(b.Repaired))
+	count("repairs_failed_total", "Blobs of which they could not be made, for now.", float64(b.RepairFailed))
+	count("dropped_total", "Copies dropped since nothing named them.", float64(b.Dropped))
+	count("dropped_bytes_total", "Their bytes.", float64(b.DroppedBytes))
+	count("evicted_total", "Copies dropped since they need not be here and took too much space.", float64(b.Evicted))
+	count("evicted_bytes_total", "Their bytes.", float64(b.EvictedBytes))
+	count("scrubbed_bytes_total", "Stored bytes that were read again.", float64(d.BytesScrubbed))
+	count("blobs_bad_total", "Stored blobs found damaged.", float64(d.BlobsBad))
+	count("blobs_unreadable_total", "Stored blobs that the disk could not read.", float64(d.BlobsUnreadable))
+	gauge("quarantined", "Damaged files kept aside.", float64(d.Quarantined))
 }
 
 func boolean(b bool) float64 {

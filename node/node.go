@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,7 +145,7 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 		Log:     n.log,
 
 		Names:      names{n.catalog},
-		CacheSize:  cache,
+		CacheSize:  max(cache, 1), // 0 would mean no ceiling
 		RepairRate: repair,
 	}), nil
 }

@@ -2,8 +2,10 @@ package node
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/flotilla-registry/flotilla/metadata"
 )
@@ -19,6 +21,7 @@ type Status struct {
 	Commit  uint64         `json:"commit"`
 	Applied uint64         `json:"applied"`
 	Disk    DiskStatus     `json:"disk"`
+	Copies  CopiesStatus   `json:"copies"`
 	Members []MemberStatus `json:"members"`
 }
 
@@ -35,6 +38,22 @@ type ClusterStatus struct {
 	Epoch       uint64 `json:"epoch"`
 	Replicas    int    `json:"replicas"`
 	AllowSparse bool   `json:"allowSparse"`
+	// UntaggedAfter is how long a manifest without a tag is kept, in
+	// nanoseconds; 0 is for ever.
+	UntaggedAfter time.Duration `json:"untaggedAfter,omitempty"`
+}
+
+// CopiesStatus is how the blobs of the whole mesh are, as the last look of each
+// member that answers saw them.
+type CopiesStatus struct {
+	At          time.Time     `json:"at"`      // of the oldest look; zero: there was none yet
+	Blobs       int64         `json:"blobs"`   // that some repository needs
+	Short       int64         `json:"short"`   // with fewer copies than they should have
+	OneZone     int64         `json:"oneZone"` // whose copies are all in one zone, where there are two
+	Lost        int64         `json:"lost"`    // that no member has any more
+	BytesToMove int64         `json:"bytesToMove"`
+	TimeToGo    time.Duration `json:"timeToGo"`         // nanoseconds, for these
+	Silent      []string      `json:"silent,omitempty"` // names of members that did not tell
 }
 
 // DiskStatus is the data disk of the node that answers, in bytes.
@@ -45,21 +64,25 @@ type DiskStatus struct {
 
 // MemberStatus is one member as the node that answers sees it.
 type MemberStatus struct {
-	ID      string `json:"id"`
-	Name    string `json:"name"`
-	Zone    string `json:"zone"`
-	Weight  uint32 `json:"weight"` // GiB
-	Role    string `json:"role"`   // leader, voter, replica, or joining
-	State   string `json:"state"`  // up or down, as gossip has it
-	Address string `json:"address"`
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Zone   string `json:"zone"`
+	Weight uint32 `json:"weight"` // GiB
+	Role   string `json:"role"`   // leader, voter, replica, or joining
+	State  string `json:"state"`  // up or down, as gossip has it
+	// Standing says whether it owns blobs: in; out, since it was gone for long;
+	// draining, since it is to leave.
+	Standing string `json:"standing"`
+	Address  string `json:"address"`
 }
 
 // Status tells how the mesh looks from here.
-func (n *Node) Status() Status {
+func (n *Node) Status(ctx context.Context) Status {
 	raft, c := n.catalog.Status(), n.catalog.Settings()
 	s := Status{
+		Copies:  n.copiesStatus(ctx),
 		Node:    NodeStatus{ID: n.id(), Name: n.cfg.Name, Version: n.cfg.Version},
-		Cluster: ClusterStatus{ID: c.ID, Epoch: c.Epoch, Replicas: c.Replicas, AllowSparse: c.AllowSparse},
+		Cluster: ClusterStatus{ID: c.ID, Epoch: c.Epoch, Replicas: c.Replicas, AllowSparse: c.AllowSparse, UntaggedAfter: c.UntaggedAfter},
 		Health:  "ok",
 		Leader:  raft.Leader,
 		Term:    raft.Term,
@@ -79,11 +102,36 @@ func (n *Node) Status() Status {
 	return s
 }
 
+func (n *Node) copiesStatus(ctx context.Context) CopiesStatus {
+	h, silent := n.blobs.MeshHealth(ctx)
+	c := CopiesStatus{
+		At: h.At, Blobs: h.Blobs, Short: h.Short, OneZone: h.OneZone, Lost: h.Lost,
+		BytesToMove: h.BytesToMove, TimeToGo: h.TimeToGo,
+	}
+	for _, m := range n.catalog.Members() {
+		if slices.Contains(silent, m.ID) {
+			c.Silent = append(c.Silent, m.Name)
+		}
+	}
+	return c
+}
+
+// standing says in a word whether a member owns blobs.
+func standing(m metadata.Member) string {
+	switch {
+	case m.Draining:
+		return "draining"
+	case m.Out:
+		return "out"
+	}
+	return "in"
+}
+
 func (n *Node) memberStatus(raft metadata.Status) []MemberStatus {
 	alive := n.members.Alive()
 	out := []MemberStatus{}
 	for _, m := range n.catalog.Members() {
-		state := MemberStatus{ID: m.ID, Name: m.Name, Zone: m.Zone, Weight: m.Weight, Role: "joining", State: "down", Address: m.Address}
+		state := MemberStatus{ID: m.ID, Name: m.Name, Zone: m.Zone, Weight: m.Weight, Role: "joining", State: "down", Standing: standing(m), Address: m.Address}
 		switch {
 		case m.ID == raft.Leader:
 			state.Role = "leader"
@@ -122,6 +170,20 @@ func notes(s Status) (lines []string) {
 	}
 	if n := len(s.Members); n > 0 && n < s.Cluster.Replicas {
 		lines = append(lines, fmt.Sprintf("%d copies of each blob until there are %d members", n, s.Cluster.Replicas))
+	}
+	c := s.Copies
+	if c.Lost > 0 {
+		lines = append(lines, fmt.Sprintf("%d blobs are lost: no member has them; pushing their images again heals that", c.Lost))
+	}
+	if c.Short > 0 {
+		line := fmt.Sprintf("%d of %d blobs have too few copies", c.Short, c.Blobs)
+		if c.BytesToMove > 0 {
+			line += fmt.Sprintf("; %.1f GiB to move, %s to go", float64(c.BytesToMove)/(1<<30), c.TimeToGo.Round(time.Second))
+		}
+		lines = append(lines, line)
+	}
+	if c.OneZone > 0 {
+		lines = append(lines, fmt.Sprintf("%d blobs have all copies in one zone", c.OneZone))
 	}
 	return lines
 }

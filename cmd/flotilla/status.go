@@ -4,10 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
-	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -49,7 +46,11 @@ func printStatus(out io.Writer, s node.Status) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tZONE\tROLE\tSTATE\tWEIGHT\tADDRESS\tID")
 	for _, m := range s.Members {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d GiB\t%s\t%s\n", m.Name, m.Zone, m.Role, m.State, m.Weight, m.Address, m.ID)
+		state := m.State
+		if m.Standing != "in" {
+			state += ", " + m.Standing
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d GiB\t%s\t%s\n", m.Name, m.Zone, m.Role, state, m.Weight, m.Address, m.ID)
 	}
 	return w.Flush()
 }
