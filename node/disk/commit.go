@@ -46,7 +46,7 @@ func (s *Store) commit(f *os.File, d digest.Digest) error {
 	unlock := s.locks.lock(d)
 	defer unlock()
 	s.sys.step("rename")
-	if err := rename(s.cfg.Dir, f.Name(), path); err != nil {
+	if err := s.sys.rename(s.cfg.Dir, f.Name(), path); err != nil {
 		return asFull(err)
 	}
 	s.sys.step("sync folder")

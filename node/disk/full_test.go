@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -141,6 +142,54 @@ func TestFullRefusesAtOnce(t *testing.T) {
 	wantBlob(t, s, d, b)
 	if free, total, err := s.Free(); err != nil || free != 8*mib-1 || total != 100*mib {
 		t.Errorf("Free = %d, %d, %v", free, total, err)
+	}
+}
+
+// Pushes are refused while reads go on, and taken again when there is space,
+// without a hand: whether others gave it back or Remove did.
+func TestFullRecovers(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		free func(t *testing.T, s *Store, m *small, old digest.Digest)
+	}{
+		{"others gave it back", func(_ *testing.T, _ *Store, m *small, _ digest.Digest) { m.limit = 40 * mib }},
+		{"a blob was removed", func(t *testing.T, s *Store, _ *small, old digest.Digest) {
+			removed, err := s.Remove(old, time.Now().Add(time.Hour))
+			if must(t, err); !removed {
+				t.Error("not removed")
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, m := newSmall(t)
+			held, heldDigest := content(mib)
+			old, oldDigest := content(mib + 1)
+			b, d := content(1000)
+			must(t, s.Put(t.Context(), heldDigest, -1, bytes.NewReader(held)))
+			must(t, s.Put(t.Context(), oldDigest, -1, bytes.NewReader(old)))
+			open := start(t, s, digest.SHA256)
+			_, err := s.Append(t.Context(), open, 0, bytes.NewReader(b[:500]))
+			must(t, err)
+			m.limit = 10*mib + 2000 // two of them are taken, eight the reserve
+			s.account.grant = 0     // what was still granted before may be written in any case
+			wantErr(t, s.Full(), oci.ErrDiskFull)
+			wantErr(t, s.Put(t.Context(), d, -1, bytes.NewReader(b)), oci.ErrDiskFull)
+			_, err = s.Append(t.Context(), open, 500, bytes.NewReader(b[500:]))
+			wantErr(t, err, oci.ErrDiskFull)
+			_, err = s.Start(t.Context(), "repo", digest.SHA256)
+			wantErr(t, err, oci.ErrDiskFull)
+			wantBlob(t, s, heldDigest, held)
+			if _, ok := s.Touch(heldDigest); !ok {
+				t.Error("a full disk does not vouch for what it holds")
+			}
+			tt.free(t, s, m, oldDigest)
+			must(t, s.Full())
+			must(t, s.Put(t.Context(), d, -1, bytes.NewReader(b)))
+			s.forget(t, d)
+			_, err = s.Finish(t.Context(), open, 500, bytes.NewReader(b[500:]), d) // refused, not lost
+			must(t, err)
+			wantBlob(t, s, d, b)
+		})
 	}
 }
 

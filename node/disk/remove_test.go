@@ -104,6 +104,8 @@ func TestUseIsMarked(t *testing.T) {
 		}, true},
 		{"Has", func(_ *testing.T, s *Store) { s.Has(d) }, false},
 		{"Walk", func(t *testing.T, s *Store) { walked(t, s, "") }, false},
+		{"Check", func(t *testing.T, s *Store) { must(t, s.Check(t.Context(), d)) }, false},
+		{"Scrub", func(t *testing.T, s *Store) { must(t, s.Scrub(t.Context())) }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newStore(t, Config{})

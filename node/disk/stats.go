@@ -11,6 +11,11 @@ type Stats struct {
 	BlobsRemoved  int64
 	BytesRemoved  int64
 
+	BytesScrubbed   int64 // read again, to see whether they are as they were stored
+	BlobsBad        int64 // found with wrong bytes, and no longer served
+	BlobsUnreadable int64 // the same of those that the disk could not read
+	Quarantined     int64 // files in quarantine, now
+
 	FileSyncs         int64
 	FolderSyncs       int64
 	FolderSyncsShared int64 // commits that needed none of their own
@@ -31,6 +36,7 @@ type Stats struct {
 type counters struct {
 	written, followed, opened, committed      atomic.Int64
 	removed, removedBytes                     atomic.Int64
+	scrubbed, bad, unreadable, quarantined    atomic.Int64
 	fileSyncs, folderSyncs, syncsShared       atomic.Int64
 	fillsStarted, fillsFailed, replaced, lied atomic.Int64
 	followers                                 atomic.Int64
@@ -58,6 +64,10 @@ func (c *counters) snapshot() Stats {
 		BlobsStored:       c.committed.Load(),
 		BlobsRemoved:      c.removed.Load(),
 		BytesRemoved:      c.removedBytes.Load(),
+		BytesScrubbed:     c.scrubbed.Load(),
+		BlobsBad:          c.bad.Load(),
+		BlobsUnreadable:   c.unreadable.Load(),
+		Quarantined:       c.quarantined.Load(),
 		FileSyncs:         c.fileSyncs.Load(),
 		FolderSyncs:       c.folderSyncs.Load(),
 		FolderSyncsShared: c.syncsShared.Load(),

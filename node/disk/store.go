@@ -32,11 +32,16 @@ type Config struct {
 	UploadTTL     time.Duration // how long an idle upload or a finished mark lives; 0 means a day
 	SourceSilence time.Duration // how long a source may send nothing; 0 means 5 s
 	SessionWait   time.Duration // how long a request waits for another on the same upload; 0 means 3 s
+	ScrubRate     int64         // bytes per second that Scrub reads; 0 means 8 MiB
 
-	// Fatal, where set, is told the first failed sync, once, from within the
-	// write that met it: it must return soon and must not call the Store.
+	// Fatal, where set, is told once that the disk failed: a sync did, or it
+	// hangs. It must return soon and must not call the Store, since it may be
+	// called from within the write that met it.
 	Fatal func(error)
-	Log   *slog.Logger // nil discards
+	// Bad, where set, is told each blob that was held here until it was found
+	// damaged, from within the Scrub or Check that found it.
+	Bad func(digest.Digest)
+	Log *slog.Logger // nil discards
 
 	sys system // the zero value is the machine; tests of this package stand in for parts of it
 }
@@ -45,6 +50,8 @@ type Config struct {
 type system struct {
 	syncFile   func(*os.File) error
 	syncFolder func(path string) error
+	rename     func(root, from, to string) error
+	reader     func(*os.File) io.Reader // of stored bytes that are checked
 	space      func(path string) (free, total uint64, err error)
 	bootID     func() string
 	step       func(name string) // told before each step of a commit or an upload's record
@@ -56,6 +63,12 @@ func (y system) orDefaults() system {
 	}
 	if y.syncFolder == nil {
 		y.syncFolder = syncFolder
+	}
+	if y.rename == nil {
+		y.rename = rename
+	}
+	if y.reader == nil {
+		y.reader = func(f *os.File) io.Reader { return f }
 	}
 	if y.space == nil {
 		y.space = space
@@ -77,10 +90,14 @@ type Store struct {
 	log   *slog.Logger
 	stats counters
 
-	blobs, uploadsDir, fillsDir string // folders, each ending in a separator
-	boot                        string // of the running operating system
+	blobs, uploadsDir, fillsDir, quarantine string // folders, each ending in a separator
 
-	failed  atomic.Pointer[error] // the failed sync after which nothing is written
+	boot string // of the running operating system
+
+	watchdog watchdog
+	unwatch  context.CancelFunc // ends its watch
+
+	failed  atomic.Pointer[error] // how the disk failed, after which nothing is written
 	closed  atomic.Bool
 	account account // of the space that may be written
 	buffers buffers
@@ -89,17 +106,21 @@ type Store struct {
 	shards  sync.Map  // path of each shard folder known to be durable itself
 	ups     uploads   // open uploads and finished marks
 	fills   downloads // running fills
+
+	trimming sync.Mutex // held while the quarantine is trimmed
 }
 
 // Open makes or reopens the Store in cfg.Dir. Uploads live on from before;
 // what was left of fills is removed.
 func Open(cfg Config) (*Store, error) {
-	s := &Store{cfg: cfg, sys: cfg.sys.orDefaults(), log: cfg.Log, buffers: newBuffers()}
+	s := &Store{cfg: cfg, log: cfg.Log, buffers: newBuffers()}
+	s.sys = s.watchdog.watched(cfg.sys.orDefaults())
 	s.cfg.MaxUploads = orDefault(cfg.MaxUploads, 10_000)
 	s.cfg.MaxFills = orDefault(cfg.MaxFills, 1024)
 	s.cfg.UploadTTL = orDefault(cfg.UploadTTL, 24*time.Hour)
 	s.cfg.SourceSilence = orDefault(cfg.SourceSilence, 5*time.Second)
 	s.cfg.SessionWait = orDefault(cfg.SessionWait, 3*time.Second)
+	s.cfg.ScrubRate = orDefault(cfg.ScrubRate, 8<<20)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -110,6 +131,7 @@ func Open(cfg Config) (*Store, error) {
 	s.cfg.Dir, s.cfg.Reserve = dir, max(cfg.Reserve, 0)
 	sep := string(filepath.Separator)
 	s.blobs, s.uploadsDir, s.fillsDir = dir+sep+"blobs"+sep, dir+sep+"uploads"+sep, dir+sep+"fills"+sep
+	s.quarantine = dir + sep + "quarantine" + sep
 	s.folders.syncFolder, s.folders.stats = s.sys.syncFolder, &s.stats
 	s.fills.byDigest = map[digest.Digest]*fill{}
 	if err := s.makeFolders(); err != nil {
@@ -121,6 +143,8 @@ func Open(cfg Config) (*Store, error) {
 	if err := s.loadUploads(); err != nil {
 		return nil, fmt.Errorf("open store: read uploads: %w", err)
 	}
+	s.trimQuarantine()
+	s.startWatch()
 	return s, nil
 }
 
@@ -134,7 +158,7 @@ func orDefault[T ~int | ~int64](v, def T) T {
 // makeFolders creates what is missing and syncs the folders that name others:
 // an earlier process may have been killed before it did.
 func (s *Store) makeFolders() error {
-	for _, dir := range []string{s.blobs + string(digest.SHA256), s.blobs + string(digest.SHA512), s.uploadsDir, s.fillsDir} {
+	for _, dir := range []string{s.blobs + string(digest.SHA256), s.blobs + string(digest.SHA512), s.uploadsDir, s.fillsDir, s.quarantine} {
 		if err := s.makeFolder(filepath.Clean(dir)); err != nil {
 			return err
 		}
@@ -196,6 +220,8 @@ func clearFolder(dir string) error {
 func (s *Store) Close() error {
 	s.closed.Store(true)
 	s.fills.stop()
+	s.unwatch()
+	s.watchdog.running.Wait()
 	return nil
 }
 

@@ -254,7 +254,7 @@ func TestFolderHoldsNothingElse(t *testing.T) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	if got := strings.Join(names, " "); got != "blobs fills uploads" {
+	if got := strings.Join(names, " "); got != "blobs fills quarantine uploads" {
 		t.Fatalf("folders: %s", got)
 	}
 	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {

@@ -57,7 +57,7 @@ func (s *Store) names(after digest.Digest) iter.Seq2[digest.Digest, error] {
 				// Every digest in the shard begins with this.
 				begin := string(alg) + ":" + shard.Name()
 				passed := begin < string(after) && !strings.HasPrefix(string(after), begin)
-				if passed || !shard.IsDir() || len(shard.Name()) != 2 {
+				if passed || !shard.IsDir() {
 					continue
 				}
 				if !s.shardNames(alg, shard.Name(), after, yield) {
@@ -70,18 +70,19 @@ func (s *Store) names(after digest.Digest) iter.Seq2[digest.Digest, error] {
 
 // shardNames is names for one shard. It reports whether to go on.
 func (s *Store) shardNames(alg digest.Algorithm, shard string, after digest.Digest, yield func(digest.Digest, error) bool) bool {
-	files, err := os.ReadDir(filepath.Join(s.blobs, string(alg), shard))
+	dir := filepath.Join(s.blobs, string(alg), shard)
+	files, err := os.ReadDir(dir)
 	if err != nil {
 		yield("", err)
 		return false
 	}
 	for _, f := range files {
 		d := digest.NewDigestFromEncoded(alg, f.Name())
-		if d <= after || !f.Type().IsRegular() || !strings.HasPrefix(f.Name(), shard) {
+		if d <= after || !f.Type().IsRegular() {
 			continue
 		}
-		if _, err := s.path(d); err != nil {
-			continue
+		if path, err := s.path(d); err != nil || path != filepath.Join(dir, f.Name()) {
+			continue // no digest, or not in its place
 		}
 		if !yield(d, nil) {
 			return false
@@ -113,9 +114,6 @@ func (s *Store) held(d digest.Digest) (fs.FileInfo, error) {
 // there, and its name only looks durable until the folder is synced once. A
 // Store that failed vouches for nothing.
 func (s *Store) durable(path string) (fs.FileInfo, error) {
-	if err := s.sound(); err != nil {
-		return nil, err
-	}
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && !info.Mode().IsRegular():

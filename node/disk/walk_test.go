@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
 // store puts n small blobs of each algorithm and returns their digests in order.
@@ -52,6 +54,15 @@ func TestWalk(t *testing.T) {
 		if got := walked(t, s, after); !slices.Equal(got, all[i+1:]) {
 			t.Fatalf("behind %s: %d blobs, want %d", after, len(got), len(all)-i-1)
 		}
+	}
+	path, err := s.path(all[0])
+	must(t, err)
+	for _, shard := range []string{"zz", all[0].Encoded()[:1]} { // a copy in the wrong place is not seen twice
+		must(t, os.Mkdir(filepath.Join(s.blobs, "sha256", shard), 0o700))
+		must(t, os.Link(path, filepath.Join(s.blobs, "sha256", shard, all[0].Encoded())))
+	}
+	if got := walked(t, s, ""); !slices.Equal(got, all) {
+		t.Fatalf("%d blobs walked, want the %d stored", len(got), len(all))
 	}
 	var seen []digest.Digest
 	must(t, s.Walk(t.Context(), "", func(d digest.Digest, size int64, used time.Time) bool {
@@ -95,6 +106,7 @@ func TestForeignFiles(t *testing.T) {
 			if got := walked(t, s, ""); len(got) != 0 {
 				t.Errorf("walked %q", got)
 			}
+			must(t, s.Scrub(t.Context()))
 			d := digest.NewDigestFromEncoded(digest.SHA256, hex)
 			if s.Has(d) {
 				t.Error("vouched for")
@@ -110,6 +122,26 @@ func TestForeignFiles(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A link to a file elsewhere is not the Store's to judge.
+func TestForeignLink(t *testing.T) {
+	s := newStore(t, Config{})
+	_, d := content(10)
+	path, err := s.path(d)
+	must(t, err)
+	target := filepath.Join(t.TempDir(), "target")
+	must(t, os.WriteFile(target, []byte("foreign"), 0o600))
+	must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+	must(t, os.Symlink(target, path))
+	must(t, s.Scrub(t.Context()))
+	wantErr(t, s.Check(t.Context(), d), oci.ErrBlobUnknown)
+	if n := s.Stats().BytesScrubbed; s.Has(d) || len(walked(t, s, "")) != 0 || n > 2*int64(len("foreign")) {
+		t.Errorf("held: %v, walked %q, %d bytes read", s.Has(d), walked(t, s, ""), n)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -224,7 +224,7 @@ func (s *Store) Full() error {
 	return nil
 }
 
-// sound returns the failed sync, if there was one.
+// sound says how the disk failed, if it did.
 func (s *Store) sound() error {
 	if err := s.failed.Load(); err != nil {
 		return oci.ErrUnavailable.Because("the disk failed").Wrap(*err)
@@ -232,7 +232,8 @@ func (s *Store) sound() error {
 	return nil
 }
 
-// fail records a failed sync: from here on nothing is written or vouched for.
+// fail records a failed sync, or a hang: from here on nothing is written or
+// vouched for.
 func (s *Store) fail(err error) error {
 	if s.failed.CompareAndSwap(nil, &err) {
 		s.log.Error("disk failed, refusing writes", "err", err)
