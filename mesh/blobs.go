@@ -169,9 +169,7 @@ func (b *Blobs) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, i
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
-	if hurry, ok := b.repairing.Load(d); ok {
-		hurry.(*atomic.Bool).Store(true)
-	}
+	b.hurry(d)
 	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, true).next)
 	if errors.Is(err, oci.ErrDiskFull) {
 		b.Wake()

@@ -15,9 +15,18 @@
 // (place.go). An upload lives at one node, its home, and the others pass
 // chunks on (uploads.go). PeerHandler answers other members (peer.go).
 //
-// Only a client's node and its gateway may start a download; everyone else
-// serves what it has. With one more rule, that a copy still growing serves only
-// those who have less of it, no two nodes ever wait for each other:
+// Reconcile is the one pass behind repair, rebalancing, eviction and garbage
+// collection. It walks over what is held here and what the catalogue wants
+// (walk.go, reconcile.go), asks the others what they hold (holdings.go), and
+// decides by one table (decide.go). Owners fetch what they lack (repair.go);
+// copies that need not be here go only when every owner vouches for its own
+// (evict.go). What it saw is the node's health (health.go); due.go says when
+// the next pass is wanted.
+//
+// Only a client's node, its gateway and an owner that repairs may start a
+// download; everyone else serves what it has. With one more rule, that a copy
+// still growing serves only those who have less of it, no two nodes ever wait
+// for each other:
 //
 //   - a node that asks its gateway at offset 0 ranks below it in one common
 //     order, and never gets ahead of it from then on;

@@ -2,7 +2,10 @@ package mesh
 
 import (
 	"context"
+	"slices"
 	"time"
+
+	"github.com/flotilla-registry/flotilla/mesh/ring"
 )
 
 // over returns how many bytes of copies that need not be here are too many: all
@@ -47,7 +50,7 @@ func (p *pass) evict(ctx context.Context) error {
 }
 
 // giveUp drops the copies that every owner vouches for, and returns how many
-// bytes they took. An owner that seems down makes the question idle.
+// bytes they took. Where one cannot, the others are not asked.
 func (p *pass) giveUp(ctx context.Context, batch []blob) (freed int64, err error) {
 	if p.moved() {
 		return 0, errMoved
@@ -55,7 +58,8 @@ func (p *pass) giveUp(ctx context.Context, batch []blob) (freed int64, err error
 	about := map[string][]*blob{}
 	for i := range batch {
 		v := &batch[i]
-		if p.place(v); len(liveOwners(v)) < len(v.owners) {
+		p.place(v)
+		if slices.ContainsFunc(v.owners, func(n ring.Node) bool { return n.Down || p.silent[n.ID] >= maxSilent }) {
 			continue
 		}
 		for _, n := range v.owners {

@@ -21,6 +21,10 @@ import (
 // a download. Nobody passes it on, so nothing loops.
 const mayFill = "Flotilla-May-Fill"
 
+// forRepair is the header that tells a repair from a download that a client
+// waits for.
+const forRepair = "Flotilla-Repair"
+
 // askedAtOnce is how many of the nodes that probably lack a blob are asked
 // at a time.
 const askedAtOnce = 8
@@ -33,7 +37,8 @@ const avoidance = 5 * time.Second
 type hunt struct {
 	b      *Blobs
 	digest digest.Digest
-	client bool // for a client of this node, else for a node of the zone, whose gateway this is, or for a repair
+	client bool // for a client of this node, else for a node of the zone (then this is the gateway) or a repair
+	repair bool
 
 	size     int64           // of the blob, -1 until a source said
 	tried    map[string]bool // in this round
@@ -162,7 +167,7 @@ func (h *hunt) verdict(ctx context.Context) error {
 // get asks one node for the bytes from off on.
 func (h *hunt) get(ctx context.Context, id string, off int64, gateway bool) (io.ReadCloser, error) {
 	h.tried[id] = true
-	body, size, err := h.b.ask(ctx, http.MethodGet, question{id, h.digest, off, gateway})
+	body, size, err := h.b.ask(ctx, http.MethodGet, question{id, h.digest, off, gateway, h.repair})
 	if err == nil && h.size >= 0 && size != h.size {
 		_ = body.Close()
 		err = fmt.Errorf("it has %d bytes there and %d elsewhere", size, h.size)
@@ -228,7 +233,7 @@ func (h *hunt) poll(ctx context.Context, ids []string, off int64) (winner string
 			if ctx.Err() != nil {
 				return nil
 			}
-			_, _, err := h.b.ask(ctx, http.MethodHead, question{id, h.digest, off, false})
+			_, _, err := h.b.ask(ctx, http.MethodHead, question{id, h.digest, off, false, h.repair})
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -252,6 +257,7 @@ type question struct {
 	digest  digest.Digest
 	off     int64
 	gateway bool // it may start a download
+	repair  bool // no client waits
 }
 
 // ask asks one node for a blob, or (HEAD) whether it has more of it than off.
@@ -319,6 +325,9 @@ func (b *Blobs) sendQuestion(ctx context.Context, method string, q question) (*h
 	}
 	if q.gateway {
 		req.Header.Set(mayFill, "1")
+	}
+	if q.repair {
+		req.Header.Set(forRepair, "1")
 	}
 	resp, err := b.client.Do(req)
 	if err != nil {

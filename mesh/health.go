@@ -41,7 +41,7 @@ type Health struct {
 
 	Dropped  int64 `json:"dropped"`  // garbage
 	Evicted  int64 `json:"evicted"`  // copies that took too much space
-	Repaired int64 `json:"repaired"` // blobs of which missing copies were made
+	Repaired int64 `json:"repaired"` // blobs of which no copy is missing any more
 	Failed   int64 `json:"failed"`   // blobs of which they could not be made
 }
 

@@ -39,7 +39,7 @@ func (b *Blobs) holdings(ctx context.Context, node string, ds []digest.Digest, m
 	path, wait := "/blobs/holdings", b.patience.Answer
 	if membership != "" {
 		// The first mark in a folder after a start syncs the folder.
-		path, wait = path+"?"+underMembership+"="+url.QueryEscape(membership), b.patience.Durable
+		path, wait = path+"?"+underMembership+"="+url.QueryEscape(membership), b.patience.Stall
 	}
 	answer, err := b.call(ctx, wait, http.MethodPost, node, path, body)
 	if err != nil {

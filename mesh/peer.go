@@ -53,6 +53,9 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if r.Method == http.MethodGet && r.Header.Get(forRepair) == "" {
+		b.hurry(d)
+	}
 	f, size, err := b.find(r.Context(), d, off, r.Method == http.MethodGet && r.Header.Get(mayFill) != "")
 	if err != nil {
 		return err

@@ -59,6 +59,7 @@ type pass struct {
 	repairs shortlist[repair] // fewest copies first
 	surplus shortlist[blob]   // copies that need not be here, least recently used first
 	behind  map[string]bool   // members that own what they lack and this node holds
+	silent  map[string]int    // how often in a row a member gave no answer
 
 	tally     Health    // figures so far; guarded by b.report while repairs run
 	repairing time.Time // since when they do
@@ -106,7 +107,7 @@ func (b *Blobs) newPass(ctx context.Context) (*pass, error) {
 	self, _ := r.Node(b.id)
 	p := &pass{
 		b: b, ring: r, membership: r.Fingerprint(), owner: self.Weight > 0,
-		cutoff: time.Now().Add(-b.grace), behind: map[string]bool{},
+		cutoff: time.Now().Add(-b.grace), behind: map[string]bool{}, silent: map[string]int{},
 		repairs: shortlist[repair]{most: maxListed, compare: repair.compare},
 		surplus: shortlist[blob]{most: maxListed, compare: func(a, b blob) int { return a.used.Compare(b.used) }},
 	}
@@ -297,15 +298,19 @@ func (p *pass) othersOf(v *blob) []ring.Node {
 	return slices.DeleteFunc(p.ring.Nodes(), func(n ring.Node) bool { return slices.Contains(v.lacks, n.ID) })
 }
 
+// maxSilent is how often in a row a member may give no answer before it is
+// asked nothing more in a pass: each time costs the pass some seconds.
+const maxSilent = 3
+
 // ask finds out who holds the blobs of batch that matter, with one question to
-// each member that is asked at all. Who does not answer, or gave no answer just
-// now, has said nothing about any.
+// each member that is asked at all. Who does not answer has said nothing about
+// any.
 func (p *pass) ask(ctx context.Context, batch []blob, matters func(*blob) bool, whom func(*blob) []ring.Node) {
 	about := map[string][]*blob{}
 	for i := range batch {
 		if v := &batch[i]; matters(v) {
 			for _, n := range whom(v) {
-				if n.ID != p.b.id && !p.b.avoids(n.ID) {
+				if n.ID != p.b.id && p.silent[n.ID] < maxSilent {
 					about[n.ID] = append(about[n.ID], v)
 				}
 			}
@@ -326,12 +331,13 @@ func (p *pass) poll(ctx context.Context, about map[string][]*blob, membership st
 		}
 		asking.Go(func() error {
 			held, err := p.b.holdings(ctx, node, ds, membership)
-			if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			if p.silent[node]++; err != nil {
 				p.b.log.Debug("a member does not say what it holds", "node", node, "err", err)
 				return nil
 			}
-			mu.Lock()
-			defer mu.Unlock()
+			p.silent[node] = 0
 			for i, yes := range held {
 				if v := blobs[i]; yes {
 					v.has = append(v.has, node)

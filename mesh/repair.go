@@ -54,12 +54,14 @@ func (r repair) compare(o repair) int {
 func (p *pass) repair(ctx context.Context) error {
 	list := p.repairs.sorted()
 	p.repairing, p.toMove = time.Now(), p.tally.BytesToMove
-	if p.repairs.cut {
-		defer p.b.Wake()
-	}
 	var working errgroup.Group
 	working.SetLimit(repairsAtOnce)
-	defer working.Wait()
+	defer func() {
+		_ = working.Wait() // always nil
+		if p.repairs.cut && p.tally.Repaired > 0 {
+			p.b.Wake() // there is more to do, and some of it works
+		}
+	}()
 	for _, r := range list {
 		switch {
 		case ctx.Err() != nil:
@@ -75,7 +77,7 @@ func (p *pass) repair(ctx context.Context) error {
 			return nil
 		})
 	}
-	return working.Wait()
+	return nil
 }
 
 // mend makes the missing copies of one blob, unless nothing names it any more.
@@ -127,7 +129,7 @@ func (p *pass) acquire(ctx context.Context, r repair) error {
 			err = b.bring(ctx, r.digest)
 		}
 		if errors.Is(err, oci.ErrBlobUnknown) && r.copies == 0 {
-			return p.giveUpOn(ctx, r.digest)
+			err = errors.Join(err, p.giveUpOn(ctx, r.digest))
 		}
 		if err != nil {
 			return err
@@ -147,7 +149,7 @@ func (p *pass) giveUpOn(ctx context.Context, d digest.Digest) error {
 	r := p.b.members.Ring()
 	down := slices.ContainsFunc(r.Nodes(), func(n ring.Node) bool { return n.Down })
 	if !p.synced || down || r.Fingerprint() != p.membership {
-		return oci.ErrBlobUnknown.Because("nobody has it, which may not be all there is to know")
+		return nil
 	}
 	p.b.log.Error("no member holds a blob that the catalogue names", "digest", d)
 	return p.b.names.Lost(ctx, d, p.since)
@@ -157,6 +159,7 @@ func (p *pass) giveUpOn(ctx context.Context, d digest.Digest) error {
 // the growing copy is verified and stored.
 func (b *Blobs) bring(ctx context.Context, d digest.Digest) error {
 	hurry, h := new(atomic.Bool), b.newHunt(d, false)
+	h.repair = true
 	b.repairing.Store(d, hurry)
 	defer b.repairing.Delete(d)
 	f, _, err := b.local.Fill(ctx, d, func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
@@ -185,6 +188,13 @@ func (b *Blobs) bring(ctx context.Context, d digest.Digest) error {
 		return oci.ErrUnavailable.Because("the copy is not held")
 	}
 	return nil
+}
+
+// hurry lets a repair of d go as fast as it can: a client waits for it.
+func (b *Blobs) hurry(d digest.Digest) {
+	if hurry, ok := b.repairing.Load(d); ok {
+		hurry.(*atomic.Bool).Store(true)
+	}
 }
 
 // newPace returns the limit that all repairs of a node share, in bytes a
