@@ -56,23 +56,24 @@ func (n *Node) reconcile(ctx context.Context) {
 	case expired.Links+expired.Manifests > 0:
 		n.log.Info("names expired", "links", expired.Links, "manifests", expired.Manifests)
 	}
+	began := time.Now()
 	if err := n.blobs.Reconcile(ctx); err != nil {
 		if ctx.Err() == nil {
 			n.log.Warn("the blobs were not looked at", "error", err)
 		}
 		return
 	}
-	n.leaveWhenDrained(ctx)
+	n.leaveWhenDrained(ctx, began)
 }
 
-// leaveWhenDrained ends the membership of a node that is being drained, once
-// every blob that it holds has its copies elsewhere.
-func (n *Node) leaveWhenDrained(ctx context.Context) {
+// leaveWhenDrained ends the membership of a node that is being drained, once a
+// whole look since then saw that every blob here has its copies elsewhere.
+func (n *Node) leaveWhenDrained(ctx context.Context, since time.Time) {
 	m, err := n.member(n.id())
 	if err != nil || !m.Draining {
 		return
 	}
-	if h := n.blobs.Health(); h.Owns || h.OnlyHere > 0 {
+	if h := n.blobs.Health(); h.At.Before(since) || h.Owns || h.OnlyHere > 0 {
 		n.blobs.Wake() // others make the copies; then it is time to look again
 		return
 	}
