@@ -102,7 +102,11 @@ func (s *state) commit(db *pebble.DB, t *tx) error {
 	if err := t.b.Set([]byte{keyProgress}, t.at.encode(), nil); err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	if err := t.b.Commit(pebble.NoSync); err != nil {
+	durable := pebble.NoSync
+	if t.membersChanged {
+		durable = pebble.Sync
+	}
+	if err := t.b.Commit(durable); err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
 	s.at = t.at

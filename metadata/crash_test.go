@@ -2,7 +2,9 @@ package metadata
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -12,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 
 	"github.com/flotilla-registry/flotilla/metadata/wire"
@@ -150,5 +154,48 @@ func TestPowerCut(t *testing.T) {
 	}
 	if newest != r.last {
 		t.Errorf("of the whole log, entry %d of %d", newest, r.last)
+	}
+}
+
+// TestMembersSurvivePowerCut: a replica knows its members at once after a power
+// cut, whatever else it lost: without them it would speak to nobody, and nobody
+// could send it the rest.
+func TestMembersSurvivePowerCut(t *testing.T) {
+	dir, memory := t.TempDir(), vfs.NewCrashableMem()
+	open := func(fs *vfs.MemFS) *replica {
+		r := &replica{t: t}
+		r.state = &state{dir: dir, log: slog.New(slog.DiscardHandler), cache: pebble.NewCache(1 << 20), fs: fs,
+			onFatal: func(err error) { r.fatal = append(r.fatal, err) }}
+		if err := r.open(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.close() })
+		r.last = r.applied()
+		return r
+	}
+	if err := memory.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for at := dir; ; at = filepath.Dir(at) {
+		f, err := memory.OpenDir(at)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at == filepath.Dir(at) {
+			break
+		}
+	}
+	r := open(memory)
+	r.must(command(0, founded(joined("1", "n", "k"), true)))
+	r.must(command(0, pushed("a", "b")))
+	r.must(command(0, joined("2", "m", "l")))
+	known := r.last
+	r.must(command(0, pushed("a", "c")))
+	found := open(memory.CrashClone(vfs.CrashCloneCfg{}))
+	if n := len(found.members()); n != 2 || found.applied() != known {
+		t.Errorf("%d of 2 members, entry %d of %d", n, found.applied(), known)
 	}
 }
