@@ -54,7 +54,7 @@ func (w *world) copies() {
 			}
 			seen[p.digest] = true
 			n := 0
-			for _, node := range w.mesh {
+			for _, node := range w.rig.Nodes() { // any disk's copy counts, also that of a node which left
 				if node.Holds(p.digest.String()) {
 					n++
 				}

@@ -344,9 +344,12 @@ func (w *world) rots(ctx context.Context, e event, cut bool) error {
 			return err
 		}
 		each(w.mesh, []*image{i}, func(n *rig.Node, i *image) {
-			limited, cancel := context.WithTimeout(ctx, 20*time.Second)
-			defer cancel()
-			if err := w.pull(limited, n, i); err != nil && !errors.Is(err, errDamaged) && ctx.Err() == nil {
+			// A node learns whose copy is bad by a download that fails.
+			var err error
+			if await(ctx, 20*time.Second, "", func() bool {
+				err = w.pull(ctx, n, i)
+				return err == nil || errors.Is(err, errDamaged)
+			}) != nil && ctx.Err() == nil {
 				w.fail("served", "%s, with one bad copy of %s: %v", n.Name, d, err)
 			}
 		})

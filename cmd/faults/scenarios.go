@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/flotilla-registry/flotilla/cmd/faults/rig"
 )
 
 // scenario is one mesh from its founding to its judgement.
@@ -19,7 +21,12 @@ type scenario struct {
 
 func scenarios() []scenario {
 	return []scenario{
-		{name: "schedule", about: "clients at work, and every fault in a random order", nodes: 5, run: runSchedule},
+		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, []string{rig.Disks, rig.Shaping}, oneCopy},
+		{"power", "the power goes with the answer to a push", 5, true, []string{rig.Disks}, power},
+		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, []string{rig.Lines}, oldLeader},
+		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, []string{rig.Lines}, minority},
+		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, []string{rig.Lines}, lostAnswer},
+		{"schedule", "clients at work, and every fault in a random order", 5, false, []string{rig.Lines, rig.Disks}, runSchedule},
 	}
 }
 

@@ -43,7 +43,8 @@ func (r *Rig) makeLines(ctx context.Context) error {
 func (r *Rig) removeLines(ctx context.Context) error {
 	var errs []error
 	for _, n := range r.nodes {
-		errs = append(errs, command(ctx, "", "ip", "netns", "del", n.Name)) // and the line with it
+		// A namespace lets go of its end some time after it is gone.
+		errs = append(errs, command(ctx, "", "ip", "link", "del", n.line()), command(ctx, "", "ip", "netns", "del", n.Name))
 	}
 	return errors.Join(append(errs, command(ctx, "", "nft", "delete", "table", "inet", "faults"))...)
 }
