@@ -113,8 +113,10 @@ func run(ctx context.Context, o options) error {
 			continue
 		}
 		if err := play(ctx, o, s, r); err != nil {
-			r.close()
-			return fmt.Errorf("%s: %w", s.name, err)
+			r.fail("played to the end", fmt.Sprintf("%s: %v", s.name, err))
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
 	r.close()

@@ -162,7 +162,7 @@ func (w *world) roles(ctx context.Context) (leader *rig.Node, followers, others 
 }
 
 // recover brings back what runs no more, and waits until the whole mesh takes
-// writes again.
+// writes again. Without that there is no point in going on.
 func (w *world) recover(ctx context.Context) (time.Duration, error) {
 	begun := time.Now()
 	if err := w.rig.Mend(ctx); err != nil {
@@ -178,7 +178,7 @@ func (w *world) recover(ctx context.Context) (time.Duration, error) {
 			return 0, err
 		}
 	}
-	err := await(ctx, time.Minute, "every node takes writes again after the fault", func() bool {
+	err := await(ctx, 45*time.Second, "every node takes writes again after the fault", func() bool {
 		for _, n := range w.mesh {
 			if !w.client.writable(ctx, n) {
 				return false
@@ -186,10 +186,10 @@ func (w *world) recover(ctx context.Context) (time.Duration, error) {
 		}
 		return true
 	})
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		w.fail("progress", "%v", err)
 	}
-	return time.Since(begun), ctx.Err()
+	return time.Since(begun), err
 }
 
 func (w *world) noteEnds(n *rig.Node) {
