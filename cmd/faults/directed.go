@@ -187,6 +187,64 @@ func lostAnswer(ctx context.Context, w *world, _ options) error {
 	return c.read(ctx, third, repo, tag)
 }
 
+// badCopy: of two copies one is bad, and the other out of reach. Then there is
+// nothing to serve, and nothing to store; and once the good one is in reach again,
+// it is found.
+func badCopy(ctx context.Context, w *world, _ options) error {
+	for round, cut := range []bool{false, true} {
+		repo, tag := w.key(round)
+		i := w.image(round, repo, 5000)
+		if err := w.push(ctx, w.mesh[round], i, tag); err != nil {
+			return err
+		}
+		d := i.parts[0].digest
+		var holders []*rig.Node
+		for _, n := range w.mesh {
+			if n.Holds(d.String()) {
+				holders = append(holders, n)
+			}
+		}
+		if len(holders) < 2 {
+			return fmt.Errorf("%d nodes hold %s", len(holders), d)
+		}
+		mend, err := w.damage(holders[0], d, cut)
+		if err != nil {
+			return err
+		}
+		rest := w.except(holders...)
+		if err := w.rig.Cut(ctx, holders[1:], rest); err != nil {
+			return err
+		}
+		each(rest, []*image{i}, func(n *rig.Node, i *image) {
+			if w.pull(ctx, n, i) == nil {
+				w.fail("wrong bytes", "%s serves %s, of which it can reach no good copy", n.Name, d)
+			}
+		})
+		if err := w.rig.Mend(ctx); err != nil {
+			return err
+		}
+		w.served(ctx, rest, i, "with one bad copy")
+		if err := mend(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// served expects that a client gets an image from each of the nodes before it
+// loses patience. A node may learn whose copy is bad by a download that fails.
+func (w *world) served(ctx context.Context, nodes []*rig.Node, i *image, how string) {
+	each(nodes, []*image{i}, func(n *rig.Node, i *image) {
+		var err error
+		if await(ctx, 20*time.Second, "", func() bool {
+			err = w.pull(ctx, n, i)
+			return err == nil || errors.Is(err, errDamaged)
+		}) != nil && ctx.Err() == nil {
+			w.fail("served", "%s, %s: %s@%s: %v", n.Name, how, i.repo, i.digest, err)
+		}
+	})
+}
+
 // reads reads a tag until it names an image.
 func (w *world) reads(ctx context.Context, c *worker, n *rig.Node, repo, tag string, i *image) error {
 	return await(ctx, 8*time.Second, "a write is seen at "+n.Name, func() bool {

@@ -343,16 +343,7 @@ func (w *world) rots(ctx context.Context, e event, cut bool) error {
 		if err != nil {
 			return err
 		}
-		each(w.mesh, []*image{i}, func(n *rig.Node, i *image) {
-			// A node learns whose copy is bad by a download that fails.
-			var err error
-			if await(ctx, 20*time.Second, "", func() bool {
-				err = w.pull(ctx, n, i)
-				return err == nil || errors.Is(err, errDamaged)
-			}) != nil && ctx.Err() == nil {
-				w.fail("served", "%s, with one bad copy of %s: %v", n.Name, d, err)
-			}
-		})
+		w.served(ctx, w.mesh, i, "with one bad copy")
 		return errors.Join(wait(ctx, e.hold), mend())
 	}
 	return fmt.Errorf("nobody holds %s", d)

@@ -26,6 +26,7 @@ func scenarios() []scenario {
 		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, []string{rig.Lines}, oldLeader},
 		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, []string{rig.Lines}, minority},
 		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, []string{rig.Lines}, lostAnswer},
+		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, []string{rig.Lines}, badCopy},
 		{"schedule", "clients at work, and every fault in a random order", 5, false, []string{rig.Lines, rig.Disks}, runSchedule},
 	}
 }
