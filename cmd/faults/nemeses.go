@@ -285,16 +285,18 @@ func (w *world) full(ctx context.Context, e event, leave int64) error {
 // syncFails: after an fsync that failed, nothing on that disk is certain. The
 // process must end.
 func syncFails(ctx context.Context, w *world, e event) error {
-	return w.ends(ctx, e, "its fsync fails", func(n *rig.Node) (func(), error) { return n.FailSyncs(ctx) })
+	return w.ends(ctx, e, "its fsync fails", 30*time.Second, func(n *rig.Node) (func(), error) { return n.FailSyncs(ctx) })
 }
 
 // syncHangs: raft does not notice that its leader's disk hangs. The process
-// must end.
+// must end, after ten ticks of a second and a grace of five for all else; it may
+// have to wait for the disk with that.
 func syncHangs(ctx context.Context, w *world, e event) error {
-	return w.ends(ctx, e, "its fsync hangs", func(n *rig.Node) (func(), error) { return n.HangSyncs(ctx, time.Minute) })
+	return w.ends(ctx, e, "its fsync hangs", 20*time.Second, func(n *rig.Node) (func(), error) { return n.HangSyncs(ctx, time.Minute) })
 }
 
-func (w *world) ends(ctx context.Context, e event, why string, hurt func(n *rig.Node) (func(), error)) error {
+// ends hurts a voter for so long and expects that its process ends.
+func (w *world) ends(ctx context.Context, e event, why string, limit time.Duration, hurt func(n *rig.Node) (func(), error)) error {
 	leader, followers, _, err := w.roles(ctx)
 	if err != nil {
 		return err
@@ -305,7 +307,8 @@ func (w *world) ends(ctx context.Context, e event, why string, hurt func(n *rig.
 		return err
 	}
 	defer heal()
-	limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer time.AfterFunc(limit, heal).Stop()
+	limited, cancel := context.WithTimeout(ctx, limit+3*time.Second)
 	defer cancel()
 	begun := time.Now()
 	if err := n.Ended(limited); err != nil && ctx.Err() == nil {

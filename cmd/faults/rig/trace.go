@@ -38,8 +38,7 @@ func (n *Node) trace(ctx context.Context, how string) (end func(), err error) {
 	}
 	over := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(over) }()
-	go release(pid, cmd.Process, over)
-	end = func() {
+	end = func() { // and once more does no harm
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-over:
@@ -59,23 +58,6 @@ func (n *Node) trace(ctx context.Context, how string) (end func(), err error) {
 		}
 	}
 	return end, nil
-}
-
-// release ends a tracer whose process has ended: it may hold what is left of
-// that until the last of its delays is over.
-func release(pid int, tracer *os.Process, over <-chan struct{}) {
-	for {
-		select {
-		case <-over:
-			return
-		case <-time.After(50 * time.Millisecond):
-		}
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil || strings.Contains(string(b), "State:\tZ") {
-			_ = tracer.Kill()
-			return
-		}
-	}
 }
 
 // traced reports whether somebody traces all threads of a process.
