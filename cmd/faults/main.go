@@ -28,7 +28,8 @@ type options struct {
 	flags     []string
 	nemeses   []string
 	scenarios []string
-	lacks     map[string]string
+	lacks     map[string]string // of the machine
+	commands  map[string]bool   // of the binary
 }
 
 // lacking reports whether the machine lacks what is needed, and what.
@@ -103,12 +104,22 @@ func parse(args []string) (o options, err error) {
 func run(ctx context.Context, o options) error {
 	r := newReport(os.Stdout)
 	o.lacks = rig.Lacks()
+	var err error
+	if o.commands, err = commands(ctx, o.binary); err != nil {
+		return err
+	}
 	r.say("seed %d", o.seed)
 	for _, s := range scenarios() {
 		if len(o.scenarios) > 0 && !slices.Contains(o.scenarios, s.name) {
 			continue
 		}
-		if why, lacks := o.lacking(s.needs); lacks {
+		why, lacks := o.lacking(s.needs)
+		for _, command := range s.with {
+			if !o.commands[command] {
+				why, lacks = "this flotilla has no command "+command, true
+			}
+		}
+		if lacks {
 			r.lack(s.name, why)
 			continue
 		}

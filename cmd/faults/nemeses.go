@@ -93,13 +93,12 @@ func killLeader(ctx context.Context, w *world, e event) error {
 }
 
 // writesGoOn measures how long it takes until every node left takes a write
-// again: an election of at most two rounds, and a second for all else.
+// again.
 func (w *world) writesGoOn(ctx context.Context, gone *rig.Node, since time.Time) {
 	i := w.images.pick(0, true)
 	if i == nil {
 		return
 	}
-	const limit = 2*election + time.Second
 	took := map[*rig.Node]time.Duration{}
 	for _, n := range w.except(gone) {
 		took[n] = 0
@@ -116,15 +115,15 @@ func (w *world) writesGoOn(ctx context.Context, gone *rig.Node, since time.Time)
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		took[n] = time.Since(since)
+		took[n] = time.Since(since).Round(10 * time.Millisecond)
 	})
 	var longest time.Duration
 	for _, d := range took {
 		longest = max(longest, d)
 	}
 	w.say("  the leader %s was killed; every other node has taken a write after %.1f s", gone.Name, longest.Seconds())
-	if longest > limit && ctx.Err() == nil {
-		w.fail("progress", "writes went on %.1f s after %s, the leader, was killed; the limit is %v", longest.Seconds(), gone.Name, limit)
+	if ctx.Err() == nil {
+		w.report.add(func(r *report) { r.gaps = append(r.gaps, longest) })
 	}
 }
 
@@ -276,6 +275,9 @@ func diskFull(ctx context.Context, w *world, e event) error    { return w.full(c
 // itself once there is room again.
 func (w *world) full(ctx context.Context, e event, leave int64) error {
 	n := e.one(w.mesh)
+	if leave == 0 {
+		n.MayEnd() // its log has no room either; once there is, it starts again
+	}
 	if err := n.Fill(leave); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // report is what a whole run found.
@@ -21,7 +22,7 @@ type report struct {
 	pulls    int                       // images pulled whole and hashed at the end
 	reads    int                       // requests on tags that the checker was given
 	faults   map[string]int            // how often each was made
-	gaps     []string
+	gaps     []time.Duration           // from the leader's end until every node took a write again
 }
 
 func newReport(out io.Writer) *report {
@@ -81,8 +82,25 @@ func (r *report) failed() (n int) {
 	return n
 }
 
+// election is how long the product's voters bear a silent leader.
+const election = 1500 * time.Millisecond
+
+// judgeGaps: writes go on after an election of at most two rounds and a second
+// for all else. It is the median that must, since the machine does other things
+// too; none may take twice as long.
+func (r *report) judgeGaps() {
+	r.mu.Lock()
+	gaps := slices.Sorted(slices.Values(r.gaps))
+	r.mu.Unlock()
+	const limit = 2*election + time.Second
+	if n := len(gaps); n > 0 && (gaps[(n-1)/2] > limit || gaps[n-1] > 2*limit) {
+		r.fail("progress", fmt.Sprintf("writes went on only %v after the leader was killed; the limit is %v", gaps, limit))
+	}
+}
+
 // close prints the tables, and in the last line the verdict.
 func (r *report) close() {
+	r.judgeGaps()
 	failed := r.failed()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -98,6 +116,9 @@ func (r *report) close() {
 		fmt.Fprintln(r.out, table(what, r.requests[what]))
 	}
 	fmt.Fprintln(r.out, table("faults", r.faults))
+	if len(r.gaps) > 0 {
+		fmt.Fprintf(r.out, "  leader killed %d times; until every other node took a write: %v\n", len(r.gaps), r.gaps)
+	}
 	for _, what := range slices.Sorted(maps.Keys(r.lacks)) {
 		fmt.Fprintf(r.out, "INCOMPLETE: %s: %s\n", what, r.lacks[what])
 	}

@@ -18,9 +18,6 @@ import (
 	"github.com/flotilla-registry/flotilla/cmd/faults/rig"
 )
 
-// election is how long the product's voters bear a silent leader.
-const election = 1500 * time.Millisecond
-
 // world is one mesh, the clients that use it, and all that is known of what
 // they did to it.
 type world struct {

@@ -169,8 +169,10 @@ func (n *Node) Stop(ctx context.Context) error {
 func (n *Node) Pause()  { n.signal(syscall.SIGSTOP, false) }
 func (n *Node) Resume() { n.signal(syscall.SIGCONT, false) }
 
-// expectEnd says that the process, if there is one, may end by itself now.
-func (n *Node) expectEnd() *process {
+// MayEnd says that the process, if there is one, may end by itself now.
+func (n *Node) MayEnd() { n.mayEnd() }
+
+func (n *Node) mayEnd() *process {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.run != nil {
@@ -182,7 +184,7 @@ func (n *Node) expectEnd() *process {
 // Ended waits until the process has ended by itself, which is what is expected
 // of it now.
 func (n *Node) Ended(ctx context.Context) error {
-	p := n.expectEnd()
+	p := n.mayEnd()
 	if p == nil {
 		return nil
 	}
