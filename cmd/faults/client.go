@@ -114,7 +114,7 @@ func (c *client) pushBlob(ctx context.Context, n *rig.Node, repo, from string, d
 		upload, err = upload.Parse(a.header.Get("Location"))
 	}
 	if err != nil {
-		return fmt.Errorf("Location of an upload: %w", err)
+		return fmt.Errorf("where an upload goes on: %w", err)
 	}
 	q := upload.Query()
 	q.Set("digest", d.String())

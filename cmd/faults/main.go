@@ -108,6 +108,11 @@ func run(ctx context.Context, o options) error {
 	if o.commands, err = commands(ctx, o.binary); err != nil {
 		return err
 	}
+	if why, lacks := o.lacking([]string{rig.Lines}); lacks {
+		r.lack("everything", why)
+		r.close()
+		return nil
+	}
 	r.say("seed %d", o.seed)
 	for _, s := range scenarios() {
 		if len(o.scenarios) > 0 && !slices.Contains(o.scenarios, s.name) {

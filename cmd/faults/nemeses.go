@@ -36,7 +36,6 @@ func (e event) one(nodes []*rig.Node) *rig.Node { return nodes[e.draw%uint64(len
 
 // nemeses are all faults that a schedule is dealt from.
 func nemeses() []nemesis {
-	lines := []string{rig.Lines}
 	disks := []string{rig.Disks}
 	return []nemesis{
 		{"kill-leader", nil, killLeader},
@@ -44,11 +43,11 @@ func nemeses() []nemesis {
 		{"kill-owner", nil, killOwner},
 		{"pause-leader", nil, pauseLeader},
 		{"pause-any", nil, pauseAny},
-		{"cut-halves", lines, cutHalves},
-		{"cut-leader", lines, cutLeader},
-		{"cut-leader-and-replicas", lines, cutLeaderAndReplicas},
-		{"cut-and-pause-leader", lines, cutAndPauseLeader},
-		{"cut-one-way", lines, cutOneWay},
+		{"cut-halves", nil, cutHalves},
+		{"cut-leader", nil, cutLeader},
+		{"cut-leader-and-replicas", nil, cutLeaderAndReplicas},
+		{"cut-and-pause-leader", nil, cutAndPauseLeader},
+		{"cut-one-way", nil, cutOneWay},
 		{"power-one", disks, powerOne},
 		{"power-all", disks, powerAll},
 		{"disk-reserve", disks, diskReserve},

@@ -22,15 +22,15 @@ type scenario struct {
 
 func scenarios() []scenario {
 	return []scenario{
-		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, []string{rig.Disks, rig.Shaping}, nil, oneCopy},
+		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, []string{rig.Shaping}, nil, oneCopy},
 		{"power", "the power goes with the answer to a push", 5, true, []string{rig.Disks}, nil, power},
-		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, []string{rig.Lines}, nil, oldLeader},
-		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, []string{rig.Lines}, nil, minority},
-		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, []string{rig.Lines}, nil, lostAnswer},
-		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, []string{rig.Lines}, nil, badCopy},
-		{"heal", "a disk is lost for good", 5, false, []string{rig.Disks}, []string{"remove"}, heal},
+		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, nil, nil, oldLeader},
+		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, nil, nil, minority},
+		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, nil, nil, lostAnswer},
+		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, nil, nil, badCopy},
+		{"heal", "a disk is lost for good", 5, false, nil, []string{"remove"}, heal},
 		{"collect", "days go by, and what was deleted goes", 5, false, []string{rig.Clocks}, []string{"gc"}, collect},
-		{"schedule", "clients at work, and every fault in a random order", 5, false, []string{rig.Lines, rig.Disks}, nil, runSchedule},
+		{"schedule", "clients at work, and every fault in a random order", 5, false, nil, nil, runSchedule},
 	}
 }
 

@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// format gives the node an empty disk.
+// format gives the node an empty disk, or where there can be none an empty
+// folder.
 func (n *Node) format(ctx context.Context) error {
-	if err := os.MkdirAll(n.data, 0o700); err != nil {
+	if err := os.MkdirAll(n.data, 0o700); err != nil || !n.rig.disks {
 		return err
 	}
 	if err := n.makeImage(ctx, n.image, n.rig.cfg.DiskSize); err != nil {
@@ -111,7 +112,7 @@ func CutPower(ctx context.Context, nodes ...*Node) error {
 // Wipe kills the node and gives it an empty disk.
 func (n *Node) Wipe(ctx context.Context) error {
 	n.Kill()
-	if err := n.unmount(ctx); err != nil {
+	if err := n.unformat(ctx); err != nil {
 		return err
 	}
 	return n.format(ctx)
@@ -123,7 +124,7 @@ func (n *Node) Fill(leave int64) error {
 	if err := syscall.Statfs(n.data, &fs); err != nil {
 		return err
 	}
-	take := int64(fs.Bavail)*fs.Bsize - leave
+	take := int64(fs.Bavail)*int64(fs.Bsize) - leave
 	if take <= 0 {
 		return nil
 	}
