@@ -128,18 +128,20 @@ func run(ctx context.Context, o options) error {
 			r.lack(s.name, why)
 			continue
 		}
-		if err := play(ctx, o, s, r); err != nil {
-			r.fail("played to the end", fmt.Sprintf("%s: %v", s.name, err))
-		}
+		err := play(ctx, o, s, r)
 		if ctx.Err() != nil {
+			r.lack("the rest", "the run was interrupted")
 			break
+		}
+		if err != nil {
+			r.fail("played to the end", fmt.Sprintf("%s: %v", s.name, err))
 		}
 	}
 	r.close()
 	if n := r.failed(); n > 0 {
 		return fmt.Errorf("%d checks failed", n)
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
 // play runs one scenario.
