@@ -6,10 +6,10 @@ SHELL       := /bin/bash
 GOTEST_TIMEOUT ?= 10m
 PLATFORMS      := linux/arm64 linux/arm darwin/arm64 windows/amd64
 
-.PHONY: help run build test lint conformance clients helm kill bench cross clean
+.PHONY: help run build test lint conformance clients helm kill faults faults-mutants bench cross clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: build ## run a mesh of three nodes in one process, to try things out
 	@exec bin/flotilla dev
@@ -44,6 +44,12 @@ helm: ## render the Helm chart and hold it against Kubernetes' types
 
 kill: ## kill the node that a client talks to, 50 times (KILLS, KILL_SEED)
 	@deploy/test/kill.sh
+
+faults: ## break networks, disks, clocks and processes under clients, and check every answer (FAULT_SEED, FAULT_MINUTES)
+	@deploy/test/faults.sh
+
+faults-mutants: ## plant bugs one at a time and expect the checks to catch each (MUTANTS)
+	@deploy/test/faults-mutants.sh
 
 bench: ## measure every workload beside the reference registry (ROUNDS, BENCH_FLAGS)
 	@deploy/test/bench.sh

@@ -102,7 +102,11 @@ func (s *state) commit(db *pebble.DB, t *tx) error {
 	if err := t.b.Set([]byte{keyProgress}, t.at.encode(), nil); err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	if err := t.b.Commit(pebble.NoSync); err != nil {
+	durable := pebble.NoSync
+	if t.membersChanged {
+		durable = pebble.Sync
+	}
+	if err := commitBatch(t.b, durable); err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
 	s.at = t.at
@@ -118,6 +122,18 @@ func (s *state) commit(db *pebble.DB, t *tx) error {
 		s.membersChanged()
 	}
 	return nil
+}
+
+// commitBatch makes an error of pebble's panic where it cannot write its WAL, as
+// on a disk that is full to the last byte. Whether the batch stands is not known
+// then, and pebble is good for nothing more.
+func commitBatch(b *pebble.Batch, o *pebble.WriteOptions) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("pebble: %v", p)
+		}
+	}()
+	return b.Commit(o)
 }
 
 // tx is a batch of entries being applied: later entries see what earlier ones

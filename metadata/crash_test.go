@@ -2,7 +2,9 @@ package metadata
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -10,8 +12,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/hashicorp/raft"
 
 	"github.com/flotilla-registry/flotilla/metadata/wire"
@@ -151,4 +158,87 @@ func TestPowerCut(t *testing.T) {
 	if newest != r.last {
 		t.Errorf("of the whole log, entry %d of %d", newest, r.last)
 	}
+}
+
+// replicaOn opens a replica whose database is on a file system of the test's.
+func replicaOn(t *testing.T, dir string, fs vfs.FS) *replica {
+	t.Helper()
+	r := &replica{t: t}
+	r.state = &state{dir: dir, log: slog.New(slog.DiscardHandler), cache: pebble.NewCache(1 << 20), fs: fs,
+		onFatal: func(err error) { r.fatal = append(r.fatal, err) }}
+	if err := r.open(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.close() })
+	r.last = r.applied()
+	return r
+}
+
+// TestMembersSurvivePowerCut: a replica knows its members at once after a power
+// cut, whatever else it lost: without them it would speak to nobody, and nobody
+// could send it the rest.
+func TestMembersSurvivePowerCut(t *testing.T) {
+	dir, memory := t.TempDir(), vfs.NewCrashableMem()
+	if err := memory.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for at := dir; ; at = filepath.Dir(at) {
+		f, err := memory.OpenDir(at)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at == filepath.Dir(at) {
+			break
+		}
+	}
+	r := replicaOn(t, dir, memory)
+	r.must(command(0, founded(joined("1", "n", "k"), true)))
+	r.must(command(0, pushed("a", "b")))
+	r.must(command(0, joined("2", "m", "l")))
+	known := r.last
+	r.must(command(0, pushed("a", "c")))
+	found := replicaOn(t, dir, memory.CrashClone(vfs.CrashCloneCfg{}))
+	if n := len(found.members()); n != 2 || found.applied() != known {
+		t.Errorf("%d of 2 members, entry %d of %d", n, found.applied(), known)
+	}
+}
+
+// TestFullToTheLastByte: a database that cannot be written ends the process,
+// without a panic, and what was applied before is found again.
+func TestFullToTheLastByte(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestFullWriter$", "-test.timeout=30s") // a panic leaves it with a lock held
+	cmd.Env = append(os.Environ(), "FLOTILLA_TEST_FULL="+dir)
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), syscall.ENOSPC.Error()) {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r := openReplica(t, dir)
+	if r.applied() < 50 || r.sum() != expected(t, r.applied()) {
+		t.Errorf("the state is not that of %d entries", r.applied())
+	}
+}
+
+// TestFullWriter is the process whose disk gets full. It ends without closing
+// its database, which holds on to its locks.
+func TestFullWriter(t *testing.T) {
+	dir := os.Getenv("FLOTILLA_TEST_FULL")
+	if dir == "" {
+		t.Skip("part of TestFullToTheLastByte")
+	}
+	var full atomic.Bool
+	r := replicaOn(t, dir, errorfs.Wrap(vfs.Default, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpFileWrite {
+			return syscall.ENOSPC
+		}
+		return nil
+	})))
+	for i := uint64(1); i < 10_000 && len(r.fatal) == 0; i++ { // pebble writes by blocks
+		r.Apply(nthEntry(t, i))
+		full.Store(i > 100)
+	}
+	fmt.Println(r.fatal)
+	os.Exit(0)
 }

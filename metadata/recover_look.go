@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
 )
 
@@ -18,7 +19,7 @@ import (
 
 // viewState opens a state that stays as it is.
 func viewState(dir string, log *slog.Logger, fatal func(error)) (*state, error) {
-	s := &state{dir: dir, log: log, onFatal: fatal, cache: pebble.NewCache(8 << 20)}
+	s := &state{dir: dir, log: log, onFatal: fatal, cache: pebble.NewCache(8 << 20), fs: vfs.Default}
 	name, err := s.current()
 	if err == nil {
 		o := s.options()

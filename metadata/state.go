@@ -36,10 +36,14 @@ var (
 // It is never ahead of what is durable in the log and may be behind it: writes
 // are not synced. After a power cut pebble's WAL yields an exact prefix of
 // them, the progress record in it says which, and raft sends the rest again.
+// Changes of members are the exception: raft sends the rest only after an
+// election, and nodes talk to members alone, so that voters who had all
+// forgotten each other would never elect.
 type state struct {
 	dir     string
 	log     *slog.Logger
 	cache   *pebble.Cache
+	fs      vfs.FS // the disk's; a test has one that loses what was not synced
 	onFatal func(error)
 	atStep  func(step string) // tests end the process, so to speak, at a step of Restore
 
@@ -100,7 +104,7 @@ var _ raft.BatchingFSM = (*state)(nil)
 // understand, or a disk that fails. From then on it applies nothing.
 func openState(dir string, log *slog.Logger, onFatal func(error)) (*state, error) {
 	s := &state{
-		dir: dir, log: log, onFatal: onFatal, cache: pebble.NewCache(8 << 20),
+		dir: dir, log: log, onFatal: onFatal, cache: pebble.NewCache(8 << 20), fs: vfs.Default,
 		clock: time.Now, linkAge: linkAge,
 	}
 	err := s.open()
@@ -146,7 +150,7 @@ func (s *state) open() error {
 func (s *state) options() *pebble.Options {
 	o := &pebble.Options{
 		Cache:              s.cache,
-		FS:                 vfs.Default, // not the one that watches the disk: raft's log is watched, and notices first
+		FS:                 s.fs, // not one that watches the disk: raft's log is watched, and notices first
 		MemTableSize:       2 << 20,
 		MaxOpenFiles:       256,
 		FormatMajorVersion: pebble.FormatValueSeparation,

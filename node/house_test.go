@@ -24,6 +24,9 @@ var (
 		"cmd/flotilla":       {"node", "api/oci", "cmd/flotilla/bench"},
 		"cmd/flotilla/bench": {},
 		"cmd/balancer":       {},
+		"cmd/faults":         {"cmd/faults/rig", "cmd/faults/check"},
+		"cmd/faults/rig":     {},
+		"cmd/faults/check":   {},
 		"node":               {"api", "mesh", "metadata", "node/disk", "api/oci"},
 		"api":                {"metadata", "api/oci"},
 		"mesh":               {"mesh/ring", "api/oci"},
@@ -42,6 +45,7 @@ var (
 		"github.com/gorilla/mux":              {"api"},
 		"github.com/prometheus/client_golang": {"node"},
 		"github.com/spf13/cobra":              {"cmd/flotilla"},
+		"github.com/anishathalye/porcupine":   {"cmd/faults/check"},
 	}
 )
 

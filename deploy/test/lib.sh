@@ -174,6 +174,15 @@ need() {
   DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${2:-$1}" >/dev/null
 }
 
+# faults_tools installs what breaks networks and processes, where that can be done; the program says what it lacks.
+faults_tools() {
+  local command
+  ((EUID == 0)) || return 0
+  for command in ip/iproute2 tc/iproute2 nft/nftables strace mkfs.ext4/e2fsprogs nsenter/util-linux losetup/mount; do
+    need "${command%/*}" "${command#*/}" || say "cannot install ${command%/*}" >&2
+  done
+}
+
 # layer FILE MIB: writes a layer that no registry has seen, and prints the digests of its archive as stored and as unpacked.
 layer() {
   local name

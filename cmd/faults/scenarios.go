@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/flotilla-registry/flotilla/cmd/faults/rig"
+)
+
+// scenario is one mesh from its founding to its judgement.
+type scenario struct {
+	name  string
+	about string
+	nodes int
+	apart bool     // Raft has a disk of its own
+	needs []string // of rig.Lacks
+	with  []string // commands that flotilla must have
+	run   func(ctx context.Context, w *world, o options) error
+}
+
+func scenarios() []scenario {
+	return []scenario{
+		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, []string{rig.Shaping}, nil, oneCopy},
+		{"power", "the power goes with the answer to a push", 5, true, []string{rig.Disks}, nil, power},
+		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, nil, nil, oldLeader},
+		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, nil, nil, minority},
+		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, nil, nil, lostAnswer},
+		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, nil, nil, badCopy},
+		{"heal", "a disk is lost for good", 5, false, nil, []string{"remove"}, heal},
+		{"collect", "days go by, and what was deleted goes", 5, false, []string{rig.Clocks}, []string{"gc"}, collect},
+		{"schedule", "clients at work, and every fault in a random order", 5, false, nil, nil, runSchedule},
+	}
+}
+
+// runSchedule has clients work while the faults of the schedule come and go.
+func runSchedule(ctx context.Context, w *world, o options) error {
+	kinds, makers := []string{}, map[string]nemesis{}
+	for _, n := range nemeses() {
+		if len(o.nemeses) > 0 && !slices.Contains(o.nemeses, n.name) {
+			continue
+		}
+		if why, lacks := o.lacking(n.needs); lacks {
+			w.report.lack(n.name, why)
+			continue
+		}
+		kinds = append(kinds, n.name)
+		makers[n.name] = n
+	}
+	events := schedule(o.seed, kinds, o.length)
+	for i, e := range events {
+		w.say("fault %d of %d will be %v", i+1, len(events), e)
+	}
+	working, rest := context.WithCancel(ctx)
+	defer rest()
+	w.work(working)
+	for i, e := range events {
+		if err := wait(ctx, 2*time.Second); err != nil {
+			return err
+		}
+		begun, before := time.Now(), w.images.acknowledged()
+		if err := makers[e.nemesis].make(ctx, w, e); err != nil {
+			return fmt.Errorf("%v: %w", e, err)
+		}
+		took := time.Since(begun)
+		back, err := w.recover(ctx)
+		if err != nil {
+			return err
+		}
+		w.report.add(func(r *report) { r.faults[e.nemesis]++ })
+		w.say("fault %d: %s for %.1f s, back after %.1f s; %d pushes acknowledged meanwhile, %d in all",
+			i+1, e.nemesis, took.Seconds(), back.Seconds(), w.images.acknowledged()-before, w.images.acknowledged())
+	}
+	return nil
+}
