@@ -119,6 +119,11 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 			n.fail(err)
 		}
 	})
+	n.running.Go(func() {
+		if err := n.disk.MakeShards(life); err != nil && life.Err() == nil {
+			n.log.Warn("the first pushes will make folders as they go", "error", err)
+		}
+	})
 	n.runPasses(life)
 	return nil
 }
