@@ -28,6 +28,7 @@ type logStore struct {
 	fatal  func(error)
 	before func() error  // the state made durable, before the log forgets what it rests on
 	grown  chan struct{} // capacity 1: another step bytes were appended
+	closed chan struct{} // by Close
 	step   int
 
 	applied func() uint64 // how far the state has come
@@ -68,7 +69,7 @@ func openLog(dir string, log raftLog, b bounds, fatal func(error)) (*logStore, e
 	if err != nil {
 		return nil, fmt.Errorf("open raft log: %w", err)
 	}
-	s := &logStore{walStore: w, fatal: fatal, step: b.bytes / 16, ticks: make(map[*string]int), grown: make(chan struct{}, 1)}
+	s := &logStore{walStore: w, fatal: fatal, step: b.bytes / 16, ticks: make(map[*string]int), grown: make(chan struct{}, 1), closed: make(chan struct{})}
 	s.grown <- struct{}{} // what is there at the start counts too
 	return s, nil
 }
@@ -90,8 +91,23 @@ func (s *logStore) Set(key, val []byte) error {
 	return s.write("write raft's vote or term", func() error { return s.walStore.Set(key, val) })
 }
 
+// SetUint64 does not return an error to raft, which panics where its term
+// cannot be saved: the process ends, and raft waits for that. Nor may the node go
+// on with a term that it would forget.
 func (s *logStore) SetUint64(key []byte, val uint64) error {
-	return s.write("write raft's vote or term", func() error { return s.walStore.SetUint64(key, val) })
+	const what = "write raft's vote or term"
+	err := s.write(what, func() error { return s.walStore.SetUint64(key, val) })
+	if err != nil {
+		s.fatal(fmt.Errorf("%s: %w", what, err))
+		<-s.closed
+	}
+	return err
+}
+
+// Close is called once, after raft has stopped or was given up.
+func (s *logStore) Close() error {
+	close(s.closed)
+	return s.walStore.Close()
 }
 
 // DeleteRange is raft's only way to shorten the log: at its end, where another

@@ -33,11 +33,24 @@ func (b *badDisk) StoreLogs(logs []*raft.Log) error {
 	return b.walStore.StoreLogs(logs)
 }
 
+func (b *badDisk) SetUint64(key []byte, val uint64) error {
+	if b.err != nil {
+		return b.err
+	}
+	return b.walStore.SetUint64(key, val)
+}
+
 func testLogStore(t *testing.T) (*logStore, *badDisk, chan error) {
 	died := make(chan error, 2)
 	s, err := openLog(t.TempDir(), newRaftLog(testLog()), bounds{bytes: 16 << 20, segment: 1 << 20}, func(err error) { died <- err })
 	must(t, err)
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() {
+		select {
+		case <-s.closed: // by the test
+		default:
+			s.Close()
+		}
+	})
 	disk := &badDisk{walStore: s.walStore}
 	s.walStore = disk
 	return s, disk, died
@@ -69,6 +82,32 @@ func TestDiskErrors(t *testing.T) {
 				t.Errorf("fatal: %v", fatal)
 			}
 		})
+	}
+}
+
+// Raft panics where its term cannot be saved, also on a full disk. It is not
+// told so before the process has ended.
+func TestTermNotSaved(t *testing.T) {
+	for _, errno := range []error{syscall.EIO, syscall.ENOSPC} {
+		s, disk, died := testLogStore(t)
+		must(t, s.SetUint64([]byte("term"), 1))
+		disk.err = errno
+		told := make(chan error, 1)
+		go func() { told <- s.SetUint64([]byte("term"), 2) }()
+		if err := <-died; !errors.Is(err, errno) {
+			t.Errorf("ended by %v", err)
+		}
+		if len(told) > 0 {
+			t.Errorf("raft is told %v", <-told)
+		}
+		disk.err = nil
+		if term, err := s.GetUint64([]byte("term")); term != 1 || err != nil {
+			t.Errorf("term %d: %v", term, err)
+		}
+		must(t, s.Close())
+		if err := <-told; !errors.Is(err, errno) {
+			t.Errorf("raft is told %v in the end", err)
+		}
 	}
 }
 
