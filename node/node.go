@@ -136,6 +136,10 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 	if err != nil {
 		return nil, err
 	}
+	var settle time.Duration // the default
+	if n.cfg.Quick {
+		settle = 200 * time.Millisecond
+	}
 	return mesh.NewBlobs(mesh.BlobsConfig{
 		ID:      n.id(),
 		Zone:    n.cfg.Zone,
@@ -147,6 +151,8 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 		Names:      names{n.catalog},
 		CacheSize:  max(cache, 1), // 0 would mean no ceiling
 		RepairRate: repair,
+		Grace:      n.cfg.Unused,
+		Settle:     settle,
 	}), nil
 }
 
@@ -252,6 +258,7 @@ func (n *Node) openCatalog() (*metadata.Catalog, error) {
 	if n.cfg.Quick {
 		timing = metadata.Timing{Election: 500 * time.Millisecond, Stable: 200 * time.Millisecond, Tick: 100 * time.Millisecond}
 	}
+	timing.LinkAge = n.cfg.Unused
 	return metadata.Open(metadata.Config{
 		Dir:      n.folder.path(catalogFolder),
 		ID:       n.id(),
