@@ -48,6 +48,9 @@ type Config struct {
 	// stabilisation) to fit nodes that share a machine, as in `flotilla dev`
 	// and tests. Never use it across machines.
 	Quick bool
+	// Unused is how long what nothing names stays; default a day. It is for
+	// tests: whoever pushes must be done in less.
+	Unused time.Duration
 	// Drain bounds how long a stop waits for requests under way; default 30 s.
 	Drain time.Duration
 }

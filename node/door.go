@@ -85,6 +85,9 @@ func (n *Node) admit(r *http.Request) (admission, error) {
 			return admission{}, err
 		}
 	}
+	if err := n.checkName(m); err != nil {
+		return admission{}, err
+	}
 	if err := n.checkAddress(r.Context(), m); err != nil {
 		return admission{}, err
 	}
@@ -112,6 +115,17 @@ func (n *Node) checkBlank(ctx context.Context, id string) error {
 	}
 	if slices.Contains(raft.Voters, id) {
 		return oci.ErrDenied.Because("this node has a vote but has lost its part of the catalogue: start it with an empty data folder and another --name")
+	}
+	return nil
+}
+
+// checkName refuses a name that another member has, as the catalogue would, and
+// says what the operator can do: the other may be this machine's old disk.
+func (n *Node) checkName(m metadata.Member) error {
+	for _, other := range n.catalog.Members() {
+		if other.Name == m.Name && other.ID != m.ID {
+			return oci.ErrDenied.Because("another member is called %s: say --name, or, if that one is gone for good, flotilla remove %s", m.Name, m.Name)
+		}
 	}
 	return nil
 }

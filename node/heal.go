@@ -91,18 +91,31 @@ const outOfTouch = time.Minute
 // stillMember ends a node that was removed behind its back.
 func (n *Node) stillMember(ctx context.Context) {
 	raft := n.catalog.Status()
-	if raft.State == "leader" || raft.LastContact < outOfTouch || n.clusterID() == "" {
-		return
+	if raft.State != "leader" && raft.LastContact >= outOfTouch && n.isRemoved(ctx) {
+		n.fail(errRemoved)
 	}
+}
+
+// isRemoved reports whether another member says that this node is none any
+// more. Some answers will do: who cannot be certain says nothing.
+func (n *Node) isRemoved(ctx context.Context) bool {
+	const answers = 3
+	got := 0
 	for _, p := range n.members.Peers() {
+		if got == answers || n.clusterID() == "" {
+			break
+		}
 		if p.ID == n.id() || p.Cluster != n.clusterID() {
 			continue
 		}
-		if hello, err := n.hello(ctx, p.ID); err == nil && hello.Gone {
-			n.fail(errRemoved)
-			return
+		if hello, err := n.hello(ctx, p.ID); err == nil {
+			if hello.Gone {
+				return true
+			}
+			got++
 		}
 	}
+	return false
 }
 
 // scrub re-reads what is stored. A disk that cannot be read is logged, not

@@ -93,6 +93,9 @@ func (n *Node) announce(ctx context.Context) error {
 		}
 	}
 	return n.retry(ctx, func(ctx context.Context) error {
+		if n.isRemoved(ctx) { // it would look for a leader in vain
+			return final{errRemoved}
+		}
 		err := n.catalog.Join(ctx, n.self())
 		if errors.Is(err, oci.ErrDenied) {
 			return final{fmt.Errorf("the mesh refuses this node: %w", err)}

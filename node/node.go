@@ -141,6 +141,10 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 	if err != nil {
 		return nil, err
 	}
+	var settle time.Duration // the default
+	if n.cfg.Quick {
+		settle = 200 * time.Millisecond
+	}
 	return mesh.NewBlobs(mesh.BlobsConfig{
 		ID:      n.id(),
 		Zone:    n.cfg.Zone,
@@ -152,6 +156,8 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 		Names:      names{n.catalog},
 		CacheSize:  max(cache, 1), // 0 would mean no ceiling
 		RepairRate: repair,
+		Grace:      n.cfg.Unused,
+		Settle:     settle,
 	}), nil
 }
 
@@ -257,6 +263,7 @@ func (n *Node) openCatalog() (*metadata.Catalog, error) {
 	if n.cfg.Quick {
 		timing = metadata.Timing{Election: 500 * time.Millisecond, Stable: 200 * time.Millisecond, Tick: 100 * time.Millisecond}
 	}
+	timing.LinkAge = n.cfg.Unused
 	return metadata.Open(metadata.Config{
 		Dir:      n.folder.path(catalogFolder),
 		ID:       n.id(),

@@ -120,10 +120,17 @@ func (t *trust) clusterID() string {
 }
 
 // pin replaces the set of members, each UUID with the only key that may use it.
+// Whoever is a member no longer is none by what was lent either.
 func (t *trust) pin(members []metadata.Member) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.pins = keysOf(members)
+	next := keysOf(members)
+	for id := range t.pins {
+		if next[id] == nil {
+			delete(t.lent, id)
+		}
+	}
+	t.pins = next
 }
 
 // lend is pin for a node whose own catalogue does not know the members yet.

@@ -75,7 +75,7 @@ func (d devMesh) run(ctx context.Context, out io.Writer) error {
 		}
 	}
 	d.welcome(out, started)
-	return waitAll(ctx, started)
+	return waitAll(ctx, out, started)
 }
 
 // config is node i's: ports of its own, the first node's secret, and the first
@@ -109,20 +109,31 @@ func (d devMesh) config(i int, started []*node.Node) (node.Config, error) {
 	return cfg, nil
 }
 
-// waitAll returns when ctx ends, or with the error of the first node to fail.
-func waitAll(ctx context.Context, nodes []*node.Node) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	failed := make(chan error, len(nodes))
-	for _, n := range nodes {
-		go func() { failed <- n.Wait(ctx) }()
+// waitAll returns when ctx ends, or when no node is left. A node that ends by
+// itself, since it was drained for one, leaves the others alone.
+func waitAll(ctx context.Context, out io.Writer, nodes []*node.Node) error {
+	type end struct {
+		node string
+		err  error
+	}
+	ended := make(chan end, len(nodes))
+	for i, n := range nodes {
+		go func() { ended <- end{fmt.Sprintf("node%d", i+1), n.Wait(ctx)} }()
 	}
 	var errs []error
 	for range nodes {
-		if err := <-failed; err != nil {
-			errs = append(errs, err)
+		e := <-ended
+		switch {
+		case ctx.Err() != nil:
+		case e.err != nil:
+			fmt.Fprintf(out, "%s ended: %v\n", e.node, e.err)
+			errs = append(errs, fmt.Errorf("%s: %w", e.node, e.err))
+		default:
+			fmt.Fprintf(out, "%s has left the mesh\n", e.node)
 		}
-		cancel()
+	}
+	if ctx.Err() != nil {
+		return nil
 	}
 	return errors.Join(errs...)
 }

@@ -46,7 +46,15 @@ func (s *Store) commit(f *os.File, d digest.Digest) error {
 	unlock := s.locks.lock(d)
 	defer unlock()
 	s.sys.step("rename")
-	if err := s.sys.rename(s.cfg.Dir, f.Name(), path); err != nil {
+	err = s.sys.rename(s.cfg.Dir, f.Name(), path)
+	if errors.Is(err, fs.ErrNotExist) { // somebody took the shard away
+		s.shards.Delete(shard)
+		if err := s.makeShard(shard); err != nil {
+			return err
+		}
+		err = s.sys.rename(s.cfg.Dir, f.Name(), path)
+	}
+	if err != nil {
 		return asFull(err)
 	}
 	s.sys.step("sync folder")
@@ -65,7 +73,11 @@ func (s *Store) makeShard(shard string) error {
 	if _, durable := s.shards.Load(shard); durable {
 		return nil
 	}
-	if err := os.Mkdir(shard, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := os.Mkdir(shard, 0o700)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return s.gone(err)
+	case err != nil && !errors.Is(err, fs.ErrExist):
 		return asFull(err)
 	}
 	s.sys.step("sync parent")

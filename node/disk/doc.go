@@ -55,7 +55,7 @@
 // (https://wiki.postgresql.org/wiki/Fsync_Errors). The Store then refuses every
 // later write and tells its owner, who should end the process. So it does when
 // the disk hangs: a sync or a rename lasts ten seconds, and then a small sync
-// ten more. A failed read ends nothing.
+// ten more, or the folder of the blobs is gone. A failed read ends nothing.
 //
 // A full disk is no failure. Writes that would touch the reserve are refused,
 // all else goes on, and they are taken again as soon as there is space.

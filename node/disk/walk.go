@@ -49,6 +49,9 @@ func (s *Store) names(after digest.Digest) iter.Seq2[digest.Digest, error] {
 	return func(yield func(digest.Digest, error) bool) {
 		for _, alg := range []digest.Algorithm{digest.SHA256, digest.SHA512} {
 			shards, err := os.ReadDir(s.blobs + string(alg))
+			if errors.Is(err, fs.ErrNotExist) {
+				err = s.gone(err)
+			}
 			if err != nil {
 				yield("", err)
 				return
@@ -72,6 +75,9 @@ func (s *Store) names(after digest.Digest) iter.Seq2[digest.Digest, error] {
 func (s *Store) shardNames(alg digest.Algorithm, shard string, after digest.Digest, yield func(digest.Digest, error) bool) bool {
 	dir := filepath.Join(s.blobs, string(alg), shard)
 	files, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) { // somebody took it away just now
+		return true
+	}
 	if err != nil {
 		yield("", err)
 		return false

@@ -219,3 +219,44 @@ func TestOnlyDurableNamesCount(t *testing.T) {
 		})
 	}
 }
+
+// TestFolderGone: what is taken away behind a Store's back is made again where
+// that is safe, and ends it where a disk may be missing.
+func TestFolderGone(t *testing.T) {
+	b, d := content(100)
+	shard := filepath.Join("blobs", "sha256", d.Encoded()[:2])
+	put := func(s *Store) error { return s.Put(t.Context(), d, int64(len(b)), bytes.NewReader(b)) }
+	walk := func(s *Store) error {
+		return s.Walk(t.Context(), "", func(digest.Digest, int64, time.Time) bool { return true })
+	}
+	for _, row := range []struct {
+		name  string
+		gone  string
+		then  func(s *Store) error
+		fatal bool
+	}{
+		{"a shard, not seen by a walk", shard, walk, false},
+		{"a shard, seen by a commit", shard, put, false},
+		{"all blobs, seen by a walk", "blobs", walk, true},
+		{"all blobs, seen by a commit", "blobs", put, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			fatal := make(chan error, 1)
+			s := newStore(t, Config{Fatal: func(err error) { fatal <- err }})
+			must(t, put(s))
+			must(t, os.RemoveAll(filepath.Join(s.cfg.Dir, row.gone)))
+			if s.Has(d) {
+				t.Error("it holds what is gone")
+			}
+			if err := row.then(s); (err != nil) != row.fatal || (len(fatal) > 0) != row.fatal {
+				t.Errorf("error %v and %d fatal ones, want them %v", err, len(fatal), row.fatal)
+			}
+			again := s
+			if row.fatal {
+				again = newStore(t, Config{Dir: s.cfg.Dir})
+			}
+			must(t, put(again))
+			wantBlob(t, again, d, b)
+		})
+	}
+}

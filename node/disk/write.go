@@ -276,6 +276,13 @@ func (s *Store) fail(err error) error {
 	return s.sound()
 }
 
+// gone records that the folder of all blobs is not there any more: it was wiped
+// or its file system unmounted. To go on would be to deny what may be back with
+// the next mount, or to fill another disk; the next Open makes what is missing.
+func (s *Store) gone(err error) error {
+	return s.fail(fmt.Errorf("the folder of the blobs is gone: %w", err))
+}
+
 // buffers lends memory to copy through: plenty of small pieces and a bounded
 // number of large ones, none of it held while idle.
 type buffers struct {
