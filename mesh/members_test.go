@@ -205,6 +205,11 @@ func TestOwnsNothing(t *testing.T) {
 	if want := []string{uuid(0), uuid(3)}; !slices.Equal(owners, want) {
 		t.Errorf("owners %v, want %v", owners, want)
 	}
+	for _, n := range m.Ring().Nodes() {
+		if n.Leaves != (n.ID == uuid(1)) {
+			t.Errorf("%s leaves: %v", n.ID, n.Leaves)
+		}
+	}
 	if n := len(m.Ring().Sources(d, uuid(0), "default")); n != 3 {
 		t.Errorf("%d sources, want all others", n)
 	}

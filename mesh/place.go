@@ -31,8 +31,9 @@ type placement struct {
 // place offers the blob d to its first live ranks at once and returns when
 // enough copies are durable for a push to be acknowledged, this node's own
 // among them: any durable copy counts, since none is dropped before the owners
-// confirm theirs. The rest is done in the background. A failed candidate is
-// replaced by the next rank.
+// confirm theirs. That of a node which is to leave does not: it may have found
+// all handed over before the push, and be gone after it. The rest is done in the
+// background. A failed candidate is replaced by the next rank.
 func (b *Blobs) place(ctx context.Context, d digest.Digest) error {
 	r := b.members.Ring()
 	if len(r.Nodes()) == 0 {
@@ -58,6 +59,9 @@ func (b *Blobs) place(ctx context.Context, d digest.Digest) error {
 		return err
 	}
 	copies := 1
+	if self, _ := r.Node(b.id); self.Leaves {
+		copies = 0
+	}
 	for range p.wanted {
 		if copies >= enough {
 			break

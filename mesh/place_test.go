@@ -17,6 +17,7 @@ import (
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/mesh"
+	"github.com/flotilla-registry/flotilla/mesh/ring"
 )
 
 func (p *peer) push(ctx context.Context, content []byte) error {
@@ -197,6 +198,25 @@ func TestTooFewCopies(t *testing.T) {
 	c.mu.Unlock()
 	if err := c.nodes[0].push(t.Context(), content); !errors.Is(err, oci.ErrUnavailable) {
 		t.Errorf("with no members known: %v", err)
+	}
+}
+
+// TestPlaceWhereOneLeaves: the copy of a node that is to leave is no reason to
+// acknowledge a push, though the ring has one owner only; those of the others
+// are.
+func TestPlaceWhereOneLeaves(t *testing.T) {
+	c := newCluster(t, option{replicas: 3}, "-a", "a")
+	leaver, owner := c.nodes[0], c.nodes[1]
+	c.set(leaver, func(n *ring.Node) { n.Leaves = true })
+	content := bytesOf(1, 100_000)
+	d := digest.FromBytes(content)
+	owner.setTamper(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { http.Error(w, "broken", 500) })
+	if err := leaver.push(t.Context(), content); !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("only the node that leaves holds it: error %v", err)
+	}
+	owner.setTamper(nil)
+	if err := leaver.push(t.Context(), content); err != nil || !owner.holds(d) {
+		t.Errorf("acknowledged with %v while held by %v", err, c.holders(d))
 	}
 }
 

@@ -25,7 +25,7 @@ func isDoor(path string) bool { return path == helloPath || path == joinPath || 
 func (n *Node) doorHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+helloPath, func(w http.ResponseWriter, r *http.Request) {
-		writeJSON(w, greeting{Name: n.cfg.Name, Cluster: n.clusterID(), Gone: n.isGone(r.Context(), callerOf(r.Context()))})
+		writeJSON(w, greeting{Name: n.cfg.Name, Cluster: n.clusterID(), Epoch: n.folder.known().Epoch, Gone: n.isGone(r.Context(), callerOf(r.Context()))})
 	})
 	mux.HandleFunc("POST "+promisePath, func(w http.ResponseWriter, r *http.Request) {
 		given, err := n.folder.promise(callerOf(r.Context()).ID)

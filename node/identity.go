@@ -49,6 +49,9 @@ type record struct {
 	// Returning is the mesh that this node was recovered into and has still to
 	// be let in by, as a member that holds nothing of its names.
 	Returning string `json:"returning,omitempty"`
+	// After is the epoch of Returning that this node was of. Whoever is of it
+	// still has no part in the recovery.
+	After uint64 `json:"after,omitempty"`
 	// Promised is the one node that this node, while it belongs to no mesh,
 	// lets found one: see Node.expect.
 	Promised string `json:"promised,omitempty"`
@@ -133,11 +136,12 @@ func (f *folder) enter(c metadata.Cluster, founding bool) error {
 	return f.change(record{ID: f.record.ID, Cluster: c.ID, Epoch: c.Epoch, Founding: founding})
 }
 
-// giveUp records that this node is to return to the mesh without a catalogue.
-func (f *folder) giveUp(mesh string) error {
+// giveUp records that this node is to return to the mesh without a catalogue,
+// and to a later epoch.
+func (f *folder) giveUp(c metadata.Cluster) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.change(record{ID: f.record.ID, Returning: mesh})
+	return f.change(record{ID: f.record.ID, Returning: c.ID, After: c.Epoch})
 }
 
 // promise records that id may found a mesh, and reports whether it, and no

@@ -242,6 +242,7 @@ func (n *Node) retry(ctx context.Context, try func(context.Context) error) error
 type greeting struct {
 	Name    string `json:"name"`
 	Cluster string `json:"cluster"`
+	Epoch   uint64 `json:"epoch,omitempty"`
 	Gone    bool   `json:"gone,omitempty"` // the asker's mesh is this one, and it is no member of it
 }
 
@@ -263,6 +264,9 @@ func (n *Node) ask(ctx context.Context, p mesh.Peer) error {
 		return final{fmt.Errorf("the data folder %s belongs to mesh %s, but %s (%s) to mesh %s: use another folder, or other --join addresses",
 			n.cfg.Data, own, p.Name, p.Addr, p.Cluster)}
 	}
+	if err := n.checkEpoch(ctx, p); err != nil {
+		return err
+	}
 	body, err := json.Marshal(request{Member: n.self(), Blank: len(n.catalog.Status().Voters) == 0})
 	if err != nil {
 		return err
@@ -283,6 +287,23 @@ func (n *Node) ask(ctx context.Context, p mesh.Peer) error {
 		return final{err}
 	}
 	n.log.Info("joined a mesh", "mesh", in.Cluster.ID, "through", p.Name)
+	return nil
+}
+
+// checkEpoch keeps a node that was recovered from those who were not: they know
+// it as a member still, and belong to the mesh in all but its epoch.
+func (n *Node) checkEpoch(ctx context.Context, p mesh.Peer) error {
+	known := n.folder.known()
+	if known.Returning == "" {
+		return nil
+	}
+	hello, err := n.hello(ctx, p.ID)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s does not answer on its peer port: %w", p.Name, err)
+	case hello.Epoch <= known.After:
+		return fmt.Errorf("%s is of epoch %d of the mesh, from before the recovery", p.Name, hello.Epoch)
+	}
 	return nil
 }
 

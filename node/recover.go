@@ -84,7 +84,7 @@ func Recover(r Recovery) (Recovered, error) {
 		out.Epoch = mesh.Epoch
 		return out, f.enter(mesh, false)
 	}
-	if err := f.giveUp(seen.Cluster.ID); err != nil {
+	if err := f.giveUp(seen.Cluster); err != nil {
 		return out, err
 	}
 	out.Aside, err = metadata.SetAside(cfg.Dir)

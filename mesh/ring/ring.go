@@ -20,6 +20,7 @@ type Node struct {
 	Zone   string // site or datacenter
 	Weight uint32 // share of the blobs it owns; 0 owns none
 	Down   bool   // seen down by gossip: it still owns, but is asked last
+	Leaves bool   // it hands over all it holds: no copy there counts for long
 }
 
 // Source is a node to ask for a blob.
