@@ -7,6 +7,7 @@ import (
 	"io"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -108,9 +109,16 @@ func (n *Node) Restore(ctx context.Context, r io.Reader) (any, error) {
 		case err == io.EOF:
 			return nil, oci.ErrUnsupported.Because("the archive has no catalogue: it is no backup, or not all of one")
 		case err != nil:
-			return nil, oci.ErrUnsupported.Because("this is no tar archive, or it ends early").Wrap(err)
+			return nil, errNoArchive.Wrap(err)
 		case header.Name == ArchiveCatalogue:
-			return held, n.catalog.Restore(ctx, archive)
+			names := &entryReader{Reader: archive}
+			if err := n.catalog.Restore(ctx, names); err != nil {
+				if names.broken.Load() { // the rest is what came of it
+					err = errNoArchive.Wrap(err)
+				}
+				return nil, err
+			}
+			return held, nil
 		case strings.HasPrefix(header.Name, ArchiveBlobs):
 			d, err := oci.ParseDigest(path.Base(path.Dir(header.Name)) + ":" + path.Base(header.Name))
 			if err != nil {
@@ -123,4 +131,22 @@ func (n *Node) Restore(ctx context.Context, r io.Reader) (any, error) {
 			held.Bytes += header.Size
 		}
 	}
+}
+
+var errNoArchive = oci.ErrUnsupported.Because("this is no tar archive, or it ends early")
+
+// entryReader remembers that reading failed. Who reads may be another goroutine,
+// which sends the bytes on.
+type entryReader struct {
+	io.Reader
+	broken atomic.Bool
+}
+
+// Read implements io.Reader.
+func (a *entryReader) Read(p []byte) (int, error) {
+	n, err := a.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		a.broken.Store(true)
+	}
+	return n, err
 }

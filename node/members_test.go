@@ -16,11 +16,17 @@ import (
 // operate sends a request to node i as an operator.
 func (c *cluster) operate(i, want int, method, path string, body ...byte) answer {
 	c.t.Helper()
-	token, err := OperatorToken(filepath.Join(c.dir, "n0", "mesh.secret"), time.Now())
+	return c.do(i, want, method, "/flotilla/v1/"+path, body, "Authorization", "Bearer "+c.token(time.Now()))
+}
+
+// token is an operator's, made at this time.
+func (c *cluster) token(now time.Time) string {
+	c.t.Helper()
+	token, err := OperatorToken(filepath.Join(c.dir, "n0", "mesh.secret"), now)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return c.do(i, want, method, "/flotilla/v1/"+path, body, "Authorization", "Bearer "+token)
+	return token
 }
 
 // ending returns what Wait of node i comes to.
@@ -208,13 +214,9 @@ func TestMembersRefused(t *testing.T) {
 		{http.MethodGet, "gc"}, {http.MethodPost, "gc"}, {http.MethodPut, "gc/untagged?after=0"},
 		{http.MethodPost, "backup"}, {http.MethodPost, "restore"},
 	} {
-		expired, err := OperatorToken(filepath.Join(c.dir, "n0", "mesh.secret"), time.Now().Add(-time.Hour))
-		if err != nil {
-			t.Fatal(err)
-		}
 		path := "/flotilla/v1/" + row.path
 		c.do(1, http.StatusUnauthorized, row.method, path, nil)
-		c.do(1, http.StatusUnauthorized, row.method, path, nil, "Authorization", "Bearer "+expired)
+		c.do(1, http.StatusUnauthorized, row.method, path, nil, "Authorization", "Bearer "+c.token(time.Now().Add(-time.Hour)))
 	}
 	if n := len(c.nodes[0].catalog.Members()); n != 2 {
 		t.Errorf("%d members are left", n)

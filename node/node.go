@@ -509,7 +509,7 @@ func (n *Node) Ready() error {
 	if err := n.catalog.Ready(); err != nil {
 		return err
 	}
-	if len(n.members.Ring().Nodes()) == 0 { // the catalogue tells it a moment later
+	if len(n.members.Ring().Nodes()) == 0 { // onMembers comes a moment after the entry
 		return oci.ErrUnavailable.Because("the members of the mesh are not known yet")
 	}
 	return nil
