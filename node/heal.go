@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -116,6 +117,13 @@ func (n *Node) isRemoved(ctx context.Context) bool {
 		}
 	}
 	return false
+}
+
+// outlived ends a node whose mesh was recovered without it. Others of its epoch
+// may be back too, and even be a majority of it: what they took from clients
+// would be lost with them.
+func (n *Node) outlived(epoch uint64) {
+	n.fail(fmt.Errorf("this mesh was recovered without what this node holds, and is of epoch %d now: recover this node too if it was to stay; else, with an empty data folder, it may come back as a new one", epoch))
 }
 
 // scrub re-reads what is stored. A disk that cannot be read is logged, not

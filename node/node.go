@@ -166,6 +166,7 @@ func (n *Node) openTrust() error {
 	if n.trust, err = newTrust(secret, n.folder.known().ID, n.folder.key); err != nil {
 		return err
 	}
+	n.trust.outlived = n.outlived
 	known := n.folder.known()
 	return n.trust.enter(metadata.Cluster{ID: known.Cluster, Epoch: known.Epoch})
 }
