@@ -31,7 +31,7 @@ type placement struct {
 // place offers the blob d to its first live ranks at once and returns when
 // enough copies are durable for a push to be acknowledged, this node's own
 // among them: any durable copy counts, since none is dropped before the owners
-// confirm theirs. The rest is done in the background. A failed candidate is
+// confirm theirs. A node that owns nothing needs another's. The rest is done in the background. A failed candidate is
 // replaced by the next rank.
 func (b *Blobs) place(ctx context.Context, d digest.Digest) error {
 	r := b.members.Ring()
@@ -40,6 +40,9 @@ func (b *Blobs) place(ctx context.Context, d digest.Digest) error {
 	}
 	ranked := r.Rank(d)
 	enough := max(1, min(2, r.Replicas(), len(ranked)))
+	if self, _ := r.Node(b.id); self.Weight == 0 && len(ranked) > 0 {
+		enough = 2 // this node may be about to leave, and its copy with it
+	}
 	p := &placement{b: b, digest: d}
 	live := 0
 	for _, n := range ranked {

@@ -200,6 +200,22 @@ func TestTooFewCopies(t *testing.T) {
 	}
 }
 
+// TestPlaceFromWithoutWeight: a node that owns nothing may be about to leave, so
+// its own copy alone is no acknowledged push.
+func TestPlaceFromWithoutWeight(t *testing.T) {
+	c := newCluster(t, option{replicas: 1}, "-a", "a")
+	owner := c.nodes[1]
+	content := bytesOf(1, 100_000)
+	owner.setTamper(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { http.Error(w, "broken", 500) })
+	if err := c.nodes[0].push(t.Context(), content); !errors.Is(err, oci.ErrUnavailable) {
+		t.Errorf("without an owner: error %v", err)
+	}
+	owner.setTamper(nil)
+	if err := c.nodes[0].push(t.Context(), content); err != nil || !owner.holds(digest.FromBytes(content)) {
+		t.Errorf("acknowledged before the owner holds it: %v", err)
+	}
+}
+
 // TestPlaceInBackground: two durable copies answer the push, and the third
 // follows though the pusher's context has ended.
 func TestPlaceInBackground(t *testing.T) {

@@ -67,14 +67,18 @@ func (n *Node) reconcile(ctx context.Context) {
 	n.leaveWhenDrained(ctx, began)
 }
 
-// leaveWhenDrained ends the membership of a node that is being drained, once a
-// whole look since then saw that every blob here has its copies elsewhere.
+// leaveWhenDrained ends the membership of a node that is being drained, once two
+// whole looks since then saw that every blob here has its copies elsewhere: what
+// was pushed here under the membership before may get its name after the first.
 func (n *Node) leaveWhenDrained(ctx context.Context, since time.Time) {
 	m, err := n.member(n.id())
 	if err != nil || !m.Draining {
+		n.handedOver.Store(false)
 		return
 	}
-	if h := n.blobs.Health(); h.At.Before(since) || h.Owns || h.OnlyHere > 0 {
+	h := n.blobs.Health()
+	now := !h.At.Before(since) && !h.Owns && h.OnlyHere == 0
+	if before := n.handedOver.Swap(now); !now || !before {
 		n.blobs.Wake() // others make the copies; then it is time to look again
 		return
 	}
