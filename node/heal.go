@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -66,14 +67,18 @@ func (n *Node) reconcile(ctx context.Context) {
 	n.leaveWhenDrained(ctx, began)
 }
 
-// leaveWhenDrained ends the membership of a node that is being drained, once a
-// whole look since then saw that every blob here has its copies elsewhere.
+// leaveWhenDrained ends the membership of a node that is being drained, once two
+// whole looks since then saw that every blob here has its copies elsewhere: what
+// was pushed here under the membership before may get its name after the first.
 func (n *Node) leaveWhenDrained(ctx context.Context, since time.Time) {
 	m, err := n.member(n.id())
 	if err != nil || !m.Draining {
+		n.handedOver.Store(false)
 		return
 	}
-	if h := n.blobs.Health(); h.At.Before(since) || h.Owns || h.OnlyHere > 0 {
+	h := n.blobs.Health()
+	now := !h.At.Before(since) && !h.Owns && h.OnlyHere == 0
+	if before := n.handedOver.Swap(now); !now || !before {
 		n.blobs.Wake() // others make the copies; then it is time to look again
 		return
 	}
@@ -116,6 +121,13 @@ func (n *Node) isRemoved(ctx context.Context) bool {
 		}
 	}
 	return false
+}
+
+// outlived ends a node whose mesh was recovered without it. Others of its epoch
+// may be back too, and even be a majority of it: what they took from clients
+// would be lost with them.
+func (n *Node) outlived(epoch uint64) {
+	n.fail(fmt.Errorf("this mesh was recovered without what this node holds, and is of epoch %d now: recover this node too if it was to stay; else, with an empty data folder, it may come back as a new one", epoch))
 }
 
 // scrub re-reads what is stored. A disk that cannot be read is logged, not

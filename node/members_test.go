@@ -88,6 +88,29 @@ func (c *cluster) pulling(images map[string]image, nodes ...int) (stop func() (r
 	}
 }
 
+// pushing pushes images through node i until it takes no more, as it does once
+// it has left, and returns those that were acknowledged.
+func (c *cluster) pushing(i int) (acknowledged func() map[string]image) {
+	acked := map[string]image{}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for k := 0; ; k++ {
+			repo, img := fmt.Sprintf("late%d", k), newImage(20<<10)
+			if _, err := c.try(i, http.MethodGet, "/v2/", nil); err != nil {
+				return
+			}
+			if c.tryPush(i, repo, "v1", img) == nil {
+				acked[repo] = img
+			}
+		}
+	}()
+	return func() map[string]image {
+		<-done
+		return acked
+	}
+}
+
 func (c *cluster) awaitMembers(at, want int) {
 	c.t.Helper()
 	c.await(fmt.Sprintf("%d members", want), func() error {
@@ -138,13 +161,14 @@ func TestDrain(t *testing.T) {
 			if row.ask >= 0 {
 				asked = rest[row.ask]
 			}
-			stop, end := c.pulling(images, rest...), c.ending(leaves)
+			stop, late, end := c.pulling(images, rest...), c.pushing(leaves), c.ending(leaves)
 			c.operate(asked, http.StatusAccepted, http.MethodPut, "members/"+c.cfgs[leaves].Name+"/drain")
 			if err := c.ended("the end of the drained node", end); err != nil {
 				t.Errorf("the drained node ends with %v", err)
 			}
 			c.awaitMembers(rest[0], row.nodes-1)
 			c.pullMany(images, rest...)
+			c.pullMany(late(), rest...)
 			if rounds, err := stop(); err != nil || rounds == 0 {
 				t.Errorf("pulls while the node left: %d rounds, %v", rounds, err)
 			}

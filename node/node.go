@@ -45,14 +45,15 @@ type Node struct {
 	port     *peerPort
 	peers    *http.Server
 
-	entered bool                  // it was seen among the members; of onMembers alone
-	hints   sync.Map              // UUID -> address that the log or an admission named
-	waiting atomic.Pointer[error] // why this node is not part of its mesh yet
-	drained atomic.Bool           // this node asked to be let go
-	fatal   chan error            // what ends the process
-	stop    context.CancelFunc    // ends the goroutines below
-	running sync.WaitGroup        // the goroutines that this file starts
-	stopped func()                // the way down, once
+	entered    bool                  // it was seen among the members; of onMembers alone
+	hints      sync.Map              // UUID -> address that the log or an admission named
+	waiting    atomic.Pointer[error] // why this node is not part of its mesh yet
+	handedOver atomic.Bool           // being drained, it found at its last look that others hold all that it does
+	drained    atomic.Bool           // this node asked to be let go
+	fatal      chan error            // what ends the process
+	stop       context.CancelFunc    // ends the goroutines below
+	running    sync.WaitGroup        // the goroutines that this file starts
+	stopped    func()                // the way down, once
 }
 
 // Run starts a node and returns when ctx has ended and everything has stopped,
@@ -171,6 +172,7 @@ func (n *Node) openTrust() error {
 	if n.trust, err = newTrust(secret, n.folder.known().ID, n.folder.key); err != nil {
 		return err
 	}
+	n.trust.outlived = n.outlived
 	known := n.folder.known()
 	return n.trust.enter(metadata.Cluster{ID: known.Cluster, Epoch: known.Epoch})
 }

@@ -50,6 +50,10 @@ type trust struct {
 
 	operator []byte // key of operators' tokens
 
+	// outlived is told that a member of ours is of a later epoch than we are.
+	// It must return soon. nil tells nobody.
+	outlived func(epoch uint64)
+
 	mu      sync.RWMutex // guards the fields below
 	cluster metadata.Cluster
 	pins    map[string]ed25519.PublicKey
@@ -174,6 +178,9 @@ func (t *trust) verify(cert *x509.Certificate) (identity, error) {
 			return identity{}, errOtherCluster
 		}
 		if who.Epoch != t.cluster.Epoch {
+			if pin := t.pins[who.ID]; pin != nil && pin.Equal(who.Key) && who.Epoch > t.cluster.Epoch && t.outlived != nil {
+				t.outlived(who.Epoch)
+			}
 			return identity{}, errOtherEpoch
 		}
 	}
