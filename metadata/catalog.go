@@ -25,7 +25,7 @@ type Config struct {
 	// Epoch of the mesh that this node names when it greets others; 0 while it
 	// belongs to none. Open refuses a catalogue of another epoch: with it the
 	// node would mix what a recovery has parted.
-	Epoch uint64
+	Epoch Epoch
 
 	// Listener yields raft streams of proven members of this mesh; it is the
 	// Catalog's from the call of Open on, also where Open fails. Dial opens
@@ -101,7 +101,7 @@ const (
 // policy.
 type Cluster struct {
 	ID          string // UUID
-	Epoch       uint64 // raised by disaster recovery, so that an old majority cannot return
+	Epoch       Epoch  // changed by disaster recovery, so that an old majority cannot return
 	Replicas    int    // copies of each blob
 	AllowSparse bool   // images may be pushed before their blobs
 
