@@ -29,6 +29,9 @@ func (s *server) getManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if m.Stale && r.Method == http.MethodHead { // may expire before another names it: have it pushed again
+		return oci.ErrManifestUnknown
+	}
 	warnAge(w, m.Freshness)
 	w.Header().Set("Content-Type", m.MediaType)
 	switch {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -136,6 +137,28 @@ func TestMissingBlobs(t *testing.T) {
 		descriptor("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "never pushed"),
 		descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "never pushed either"))
 	strict.do(t, "PUT", "/v2/r/manifests/windows", h, foreign).want(t, 201, nil)
+}
+
+// TestStaleManifest: a manifest that may expire before an index can name it is
+// not there for HEAD by digest, so that clients push it again; it is for others.
+func TestStaleManifest(t *testing.T) {
+	n := newNode(t, nil)
+	if err := n.catalog.SetPolicy(t.Context(), metadata.Policy{UntaggedAfter: 48 * time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	body, h := n.image(t, "r", "app", ""), head{"Content-Type": oci.TypeImage}
+	at := "/v2/r/manifests/" + digest.FromString(body).String()
+	n.do(t, "PUT", at, h, body).want(t, 201, nil)
+	n.do(t, "HEAD", at, nil, nil).want(t, 200, nil)
+	n.skew.Add(int64(37 * time.Hour))
+	n.do(t, "HEAD", at, nil, nil).want(t, 404, nil)
+	n.do(t, "GET", at, nil, nil).want(t, 200, nil)
+	n.do(t, "PUT", at, h, body).want(t, 201, nil)
+	n.do(t, "HEAD", at, nil, nil).want(t, 200, nil)
+	n.do(t, "PUT", "/v2/r/manifests/v1", h, body).want(t, 201, nil)
+	n.skew.Add(int64(500 * time.Hour))
+	n.do(t, "HEAD", at, nil, nil).want(t, 200, nil)
+	n.do(t, "HEAD", "/v2/r/manifests/v1", nil, nil).want(t, 200, nil)
 }
 
 func TestDeleteManifests(t *testing.T) {

@@ -39,6 +39,7 @@ type node struct {
 	catalog *metadata.Catalog
 	client  *http.Client
 	log     *lines
+	skew    atomic.Int64 // of the catalogue's clock
 
 	mu     sync.Mutex // guards served
 	served []api.Served
@@ -77,7 +78,7 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 	if change != nil {
 		change(&cfg, &cluster)
 	}
-	cfg.Catalog = newCatalog(t, filepath.Join(dir, "names"), cluster)
+	cfg.Catalog = newCatalog(t, filepath.Join(dir, "names"), cluster, n.now)
 	n.catalog = cfg.Catalog
 	if n.handler, err = api.New(cfg); err != nil {
 		t.Fatal(err)
@@ -98,7 +99,7 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 }
 
 // newCatalog founds a mesh of one.
-func newCatalog(t testing.TB, dir string, cluster metadata.Cluster) *metadata.Catalog {
+func newCatalog(t testing.TB, dir string, cluster metadata.Cluster, now func() time.Time) *metadata.Catalog {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -118,16 +119,19 @@ func newCatalog(t testing.TB, dir string, cluster metadata.Cluster) *metadata.Ca
 		Alive:     func() []string { return []string{selfID} },
 		OnMembers: func([]metadata.Member, metadata.Cluster) {},
 		Fatal:     func(err error) { t.Errorf("fatal: %v", err) },
+		Now:       now,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	self := metadata.Member{ID: selfID, Name: "n1", Key: key, Zone: "default", Weight: 1, Level: 1, Address: ln.Addr().String()}
+	self := metadata.Member{ID: selfID, Name: "n1", Key: key, Zone: "default", Weight: 1, Level: metadata.FeatureLevel, Address: ln.Addr().String()}
 	if err := c.Found(ctx, cluster, self); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
+
+func (n *node) now() time.Time { return time.Now().Add(time.Duration(n.skew.Load())) }
 
 func (n *node) observe(s api.Served) {
 	n.mu.Lock()

@@ -25,7 +25,7 @@ type Config struct {
 	// Epoch of the mesh that this node names when it greets others; 0 while it
 	// belongs to none. Open refuses a catalogue of another epoch: with it the
 	// node would mix what a recovery has parted.
-	Epoch uint64
+	Epoch Epoch
 
 	// Listener yields raft streams of proven members of this mesh; it is the
 	// Catalog's from the call of Open on, also where Open fails. Dial opens
@@ -101,7 +101,7 @@ const (
 // policy.
 type Cluster struct {
 	ID          string // UUID
-	Epoch       uint64 // raised by disaster recovery, so that an old majority cannot return
+	Epoch       Epoch  // changed by disaster recovery, so that an old majority cannot return
 	Replicas    int    // copies of each blob
 	AllowSparse bool   // images may be pushed before their blobs
 
@@ -137,13 +137,17 @@ type Freshness struct {
 }
 
 // Manifest is a stored manifest. Body is nil where the bytes are placed as a
-// blob under Digest.
+// blob under Digest. Stale, of one read by digest, says that by the policy it
+// may expire soon unless something comes to keep it: HEAD answers 404, so that
+// clients push it again before they push what names it, while GET still serves
+// it.
 type Manifest struct {
 	Freshness
 	Digest    digest.Digest
 	MediaType string
 	Size      int64
 	Body      []byte
+	Stale     bool
 }
 
 // Page asks for at most N items after Last, in byte order; N < 0 asks for as

@@ -129,6 +129,9 @@ func TestExpire(t *testing.T) {
 		if got := others[0].Settings().UntaggedAfter; got != 24*time.Hour {
 			t.Errorf("policy %v", got)
 		}
+		if m, err := m.leader().Manifest(ctx, "r", oci.Reference{Digest: untagged.Digest}); err != nil || !m.Stale {
+			t.Errorf("before it goes it is hidden from HEAD: %+v %v", m, err)
+		}
 		eventually(t, "the names to go", func() error { // the leader may have changed
 			leader = m.leader()
 			got, err := leader.Expire(ctx)

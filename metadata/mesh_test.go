@@ -77,7 +77,7 @@ type testNode struct {
 
 	// What it greets others by: its mesh's epoch, 0 while it belongs to none,
 	// and whom it knows for a member, nil while it knows nobody. By mesh.mu.
-	epoch uint64
+	epoch Epoch
 	pins  map[string]bool
 	skew  atomic.Int64 // of its clock
 }

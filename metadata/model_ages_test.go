@@ -174,6 +174,30 @@ func (m *model) agreeIndexes(t *rapid.T, s *state) {
 	}
 }
 
+// agreeStale has a client be told by HEAD that a manifest is there, and not push
+// it: whatever expires before it puts an index that names it, it is there then.
+func (m *model) agreeStale(t *rapid.T, s *state) {
+	if m.policy == 0 {
+		return
+	}
+	later := *m
+	later.now += min(m.policy, int64(linkAge)) / 2
+	later.links, later.bodies, later.tags = maps.Clone(m.links), maps.Clone(m.bodies), maps.Clone(m.tags)
+	later.manifests, later.untagged = maps.Clone(m.manifests), maps.Clone(m.untagged)
+	op := &wire.Expire{UntaggedBefore: later.now - m.policy}
+	for at := range m.manifests {
+		op.Manifests = append(op.Manifests, &wire.Name{Repo: at[0], Digest: at[1]})
+	}
+	for later.expire(op) > 0 {
+	}
+	for at := range m.manifests {
+		stale, err := s.staleManifest(at[0], digest.Digest(at[1]))
+		if err != nil || !stale && later.manifests[at] == nil {
+			t.Fatalf("HEAD of %v says that it is there, and then it expires: %v", at, err)
+		}
+	}
+}
+
 func drawExpire(t *rapid.T, now int64) *wire.Expire {
 	before := func(name string) int64 {
 		return rapid.SampledFrom([]int64{0, now - int64(linkAge/2), now - 1, now, now + 1}).Draw(t, name)

@@ -265,6 +265,7 @@ func (m *model) agree(t *rapid.T, s *state) {
 	}
 	m.agreeMembers(t, s)
 	m.agreeIndexes(t, s)
+	m.agreeStale(t, s)
 }
 
 func (m *model) agreeReferrers(t *rapid.T, s *state, repo, subject, kind string) {

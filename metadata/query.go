@@ -63,6 +63,31 @@ func (s *state) manifest(repo string, d digest.Digest) (m Manifest, ok bool, err
 	return m, ok, nil
 }
 
+// staleManifest reports whether a manifest may expire soon, as Manifest.Stale
+// says. Whoever is told that it is there has time to name it: half of the time
+// for which the policy keeps it, or of linkAge where that is less.
+func (s *state) staleManifest(repo string, d digest.Digest) (bool, error) {
+	keep := s.cluster().UntaggedAfter
+	if keep == 0 {
+		return false, nil
+	}
+	id, ok := parseSum(string(d))
+	if !ok {
+		return false, nil
+	}
+	db, err := s.acquire()
+	if err != nil {
+		return false, err
+	}
+	defer s.mu.RUnlock()
+	f := fading{r: db, repo: repo, before: s.now().Add(-keep + min(keep, s.linkAge)/2).UnixNano(), left: maxFading}
+	stale, err := f.fades(id)
+	if err != nil {
+		return false, fmt.Errorf("read age of manifest: %w", err)
+	}
+	return stale, nil
+}
+
 // tag returns the digest of the manifest that a tag names.
 func (s *state) tag(repo, tag string) (d digest.Digest, ok bool, err error) {
 	db, err := s.acquire()

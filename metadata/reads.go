@@ -43,6 +43,9 @@ func (c *Catalog) byDigest(repo string, d digest.Digest) (Manifest, error) {
 	if err == nil && !ok {
 		err = c.unknown(repo)
 	}
+	if err == nil {
+		m.Stale, err = c.state.staleManifest(repo, d)
+	}
 	return m, err
 }
 

@@ -105,7 +105,7 @@ func decodeProgress(b []byte) (progress, error) {
 
 func encodeCluster(c Cluster) []byte {
 	b := appendString(nil, c.ID)
-	b = binary.AppendUvarint(b, c.Epoch)
+	b = binary.AppendUvarint(b, uint64(c.Epoch))
 	b = binary.AppendUvarint(b, uint64(c.Replicas))
 	b = appendBool(b, c.AllowSparse)
 	if c.UntaggedAfter == 0 { // the bytes that level 1 makes
@@ -116,7 +116,7 @@ func encodeCluster(c Cluster) []byte {
 
 func decodeCluster(b []byte) (Cluster, error) {
 	f := fields{b: b}
-	c := Cluster{ID: f.string(), Epoch: f.uint(), Replicas: int(f.uint()), AllowSparse: f.bool()}
+	c := Cluster{ID: f.string(), Epoch: Epoch(f.uint()), Replicas: int(f.uint()), AllowSparse: f.bool()}
 	if len(f.b) > 0 {
 		c.UntaggedAfter = time.Duration(f.int())
 	}
@@ -298,7 +298,7 @@ const (
 	alreadyFounded
 	notMember
 	lastOwner
-	notNextEpoch
+	notLaterEpoch
 	levelTooLow
 	usedSince
 )
@@ -351,7 +351,7 @@ func (d decision) result() *applyResult {
 		r.err = oci.ErrDenied.Because("no member has this id")
 	case lastOwner:
 		r.err = oci.ErrDenied.Because("no other member would own blobs")
-	case notNextEpoch:
+	case notLaterEpoch:
 		r.err = oci.ErrDenied.Because("another recovery came first")
 	case levelTooLow:
 		r.err = oci.ErrDenied.Because("every member runs a later version of flotilla: upgrade this node")

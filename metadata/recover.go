@@ -20,9 +20,10 @@ import (
 // holds the truth of a new epoch: all of its log counts, committed or not, and
 // the node is the only voter. What others had agreed on without it is lost.
 //
-// Nodes of two epochs never meet. They refuse each other's greeting; a
-// snapshot of an earlier epoch is not taken; and a catalogue is not opened by a
-// node of another epoch (Config.Epoch), nor one that is recovered in part. A
+// Nodes of two epochs never meet, not even of two that began with the same one
+// (Epoch). They refuse each other's greeting; a snapshot of another epoch is
+// not taken; and a catalogue is not opened by a node of another epoch
+// (Config.Epoch), nor one that is recovered in part. A
 // member that is kept therefore comes back with no catalogue at all (SetAside),
 // keeps its UUID and its blobs, and gets the names from the recovered node.
 
@@ -218,7 +219,7 @@ func (r *recovery) apply(l *raft.Log) error {
 // newEpoch appends the entry that begins it, as a leader of the last term
 // would, and applies it.
 func (r *recovery) newEpoch(found Recovered) error {
-	op := &wire.Recover{Epoch: found.Cluster.Epoch + 1}
+	op := &wire.Recover{Epoch: uint64(found.Cluster.Epoch.next())}
 	for _, m := range found.Kept {
 		op.Keep = append(op.Keep, m.ID)
 	}
@@ -235,7 +236,7 @@ func (r *recovery) newEpoch(found Recovered) error {
 	if err := r.apply(l); err != nil {
 		return err
 	}
-	if r.state.cluster().Epoch != op.Epoch {
+	if r.state.cluster().Epoch != Epoch(op.Epoch) {
 		return errors.New("the new epoch was refused")
 	}
 	r.step("decided")

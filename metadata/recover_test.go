@@ -35,7 +35,7 @@ func wrecked(t *testing.T) (m *testMesh, one *testNode, others []*testNode) {
 }
 
 // restartAt starts a node that greets others as of an epoch.
-func (n *testNode) restartAt(epoch uint64) {
+func (n *testNode) restartAt(epoch Epoch) {
 	n.mesh.mu.Lock()
 	n.epoch, n.pins = epoch, nil
 	n.mesh.mu.Unlock()
@@ -43,7 +43,7 @@ func (n *testNode) restartAt(epoch uint64) {
 }
 
 // opens tries to open a folder as the node n of an epoch would.
-func (n *testNode) opens(t *testing.T, dir string, epoch uint64) error {
+func (n *testNode) opens(t *testing.T, dir string, epoch Epoch) error {
 	t.Helper()
 	cfg := n.cfg
 	cfg.Dir, cfg.Listener, cfg.Epoch, cfg.OnMembers = dir, listen(t), epoch, func([]Member, Cluster) {}
@@ -62,13 +62,13 @@ func TestRecover(t *testing.T) {
 	kept, buried := others[0], others[1]
 	got, err := Recover(RecoverConfig{Dir: one.dir, ID: one.id, Keep: []string{kept.id}, Log: testLog()})
 	must(t, err)
-	if got.Cluster.ID != m.id || got.Cluster.Epoch != 2 || len(got.Voters) != 3 || len(got.Kept) != 2 || len(got.Buried) != 1 || got.Buried[0].ID != buried.id {
+	if got.Cluster.ID != m.id || got.Cluster.Epoch.Recoveries() != 1 || len(got.Voters) != 3 || len(got.Kept) != 2 || len(got.Buried) != 1 || got.Buried[0].ID != buried.id {
 		t.Errorf("recovered %+v", got)
 	}
 	if err := one.opens(t, one.dir, 1); err == nil {
 		t.Error("a node of the old epoch opened the new one's catalogue")
 	}
-	one.restartAt(2)
+	one.restartAt(got.Cluster.Epoch)
 	for i := range 5 {
 		must(t, one.pull("r", fmt.Sprint(i), i))
 	}
@@ -78,7 +78,7 @@ func TestRecover(t *testing.T) {
 	}
 
 	for _, n := range others {
-		if err := n.opens(t, n.dir, 2); err == nil {
+		if err := n.opens(t, n.dir, got.Cluster.Epoch); err == nil {
 			t.Error("a node of the new epoch opened the old one's catalogue")
 		}
 		n.restartAt(1)
@@ -164,9 +164,9 @@ func TestRecoverCrash(t *testing.T) {
 			if images[step] == "" {
 				t.Fatal("no such step")
 			}
-			for _, epoch := range []uint64{0, 1, 2} {
+			for _, epoch := range []Epoch{0, 1, 2} {
 				if err := one.opens(t, images[step], epoch); err == nil || !strings.Contains(err.Error(), "repeat it") {
-					t.Fatalf("opened as of epoch %d: %v", epoch, err)
+					t.Fatalf("opened as of epoch %s: %v", epoch, err)
 				}
 			}
 			var got Recovered
@@ -182,8 +182,8 @@ func TestRecoverCrash(t *testing.T) {
 				must(t, one.pull("r", fmt.Sprint(i), i))
 			}
 			must(t, one.push("r", "new", 100))
-			if s := one.Status(); len(s.Voters) != 1 || len(one.Members()) != 1 || got.Cluster.Epoch < 3 {
-				t.Errorf("%+v of %d members, epoch %d", s, len(one.Members()), got.Cluster.Epoch)
+			if s := one.Status(); len(s.Voters) != 1 || len(one.Members()) != 1 || got.Cluster.Epoch.Recoveries() < 2 {
+				t.Errorf("%+v of %d members, epoch %s", s, len(one.Members()), got.Cluster.Epoch)
 			}
 			blank := m.add("z")
 			defer m.drop(blank)
@@ -207,9 +207,9 @@ func TestRecoverReplays(t *testing.T) {
 	if len(got.Buried) != 2 || got.Cluster.Epoch != 1 {
 		t.Errorf("a dry run found %+v", got)
 	}
-	_, err = Recover(RecoverConfig{Dir: one.dir, ID: one.id})
+	got, err = Recover(RecoverConfig{Dir: one.dir, ID: one.id})
 	must(t, err)
-	one.restartAt(2)
+	one.restartAt(got.Cluster.Epoch)
 	for i := range 5 {
 		must(t, one.pull("r", fmt.Sprint(i), i))
 	}
@@ -244,7 +244,7 @@ func TestRecoverWithSnapshot(t *testing.T) {
 	if len(got.Kept) != 2 || len(got.Buried) != 3 || dry.Index != got.Index || dry.Index != meta.Index || len(dry.Kept) != 2 {
 		t.Errorf("found %+v, made %+v", dry, got)
 	}
-	n.restartAt(2)
+	n.restartAt(got.Cluster.Epoch)
 	must(t, n.pull("r", "x", 49))
 	must(t, n.push("r", "x", 50))
 }

@@ -147,7 +147,7 @@ func (t *tx) member(op *wire.Member) (decision, error) {
 		if c.Id == "" || c.Replicas < 1 {
 			return decision{verdict: badRequest}, nil
 		}
-		t.cluster = Cluster{ID: c.Id, Epoch: c.Epoch, Replicas: int(c.Replicas), AllowSparse: c.AllowSparse}
+		t.cluster = Cluster{ID: c.Id, Epoch: Epoch(c.Epoch), Replicas: int(c.Replicas), AllowSparse: c.AllowSparse}
 		if err := t.b.Set([]byte{keyCluster}, encodeCluster(t.cluster), nil); err != nil {
 			return decision{}, err
 		}

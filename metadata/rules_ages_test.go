@@ -1,8 +1,10 @@
 package metadata
 
 import (
+	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -108,6 +110,59 @@ func TestUntaggedAge(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStaleManifest: what HEAD is told of manifest m, by a policy of two days.
+// All that comes before it happens at minute 0, or at the minute given.
+func TestStaleManifest(t *testing.T) {
+	const hour = 60
+	all := []string{"v1"}
+	m := command(0, imageOf("a", "m", nil))
+	at := func(h int, op any) *wire.Command { return command(h*hour, op) }
+	for _, row := range []struct {
+		name string
+		log  []*wire.Command
+		at   int // hours
+		want bool
+	}{
+		{"young", []*wire.Command{m}, 36, false},
+		{"old", []*wire.Command{m}, 37, true},
+		{"put again", []*wire.Command{m, at(37, imageOf("a", "m", nil))}, 72, false},
+		{"with a tag", []*wire.Command{command(0, imageOf("a", "m", all))}, 500, false},
+		{"its tag moved", []*wire.Command{command(0, imageOf("a", "m", all)), at(100, imageOf("a", "n", all))}, 137, true},
+		{"of an index with a tag", []*wire.Command{m, command(0, parent("a", "index", all, "m"))}, 500, false},
+		{"of an index elsewhere", []*wire.Command{m, command(0, parent("b", "index", all, "m"))}, 37, true},
+		{"of an old index", []*wire.Command{m, command(0, parent("a", "index", nil, "m"))}, 37, true},
+		{"of a young index", []*wire.Command{m, at(30, parent("a", "index", nil, "m"))}, 37, false},
+		{"of an old index and one with a tag", []*wire.Command{m, command(0, parent("a", "index", nil, "m")), command(0, parent("a", "other", all, "m"))}, 500, false},
+		{"of an old index of one with a tag", []*wire.Command{m, command(0, parent("a", "index", nil, "m")), command(0, parent("a", "other", all, "index"))}, 500, false},
+		{"of a signature", []*wire.Command{command(0, referring(imageOf("a", "m", nil), "n", "x")), command(0, imageOf("a", "n", all))}, 500, false},
+		{"of a signature of what is old", []*wire.Command{command(0, referring(imageOf("a", "m", nil), "n", "x")), command(0, imageOf("a", "n", nil))}, 37, true},
+		{"of a signature of nothing", []*wire.Command{command(0, referring(imageOf("a", "m", nil), "n", "x"))}, 37, true},
+		{"where the policy keeps all", []*wire.Command{m, command(0, &wire.Policy{})}, 500, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newReplica(t)
+			r.must(command(0, levelled(2)), command(0, &wire.Policy{UntaggedAfter: int64(48 * time.Hour)}))
+			r.must(row.log...)
+			r.must(at(row.at, pushed("other", "x")))
+			if got, err := r.staleManifest("a", digest.FromString("m")); err != nil || got != row.want {
+				t.Errorf("stale %v %v, want %v", got, err, row.want)
+			}
+		})
+	}
+	t.Run("of more old indexes than are looked at", func(t *testing.T) {
+		r := newReplica(t)
+		r.must(command(0, levelled(2)), command(0, &wire.Policy{UntaggedAfter: int64(48 * time.Hour)}), m)
+		for i := range maxFading + 1 {
+			r.must(command(0, parent("a", fmt.Sprint("index", i), nil, "m")))
+		}
+		r.must(at(37, pushed("other", "x")))
+		f := fading{r: r.db, repo: "a", before: minute(hour), left: maxFading}
+		if got, err := f.fades(mustSum(t, sha("m"))); err != nil || !got || f.left != 0 {
+			t.Errorf("fades %v %v, %d were left to look at", got, err, f.left)
+		}
+	})
 }
 
 // TestLostRules has a row for what a mark does, and what takes it away.

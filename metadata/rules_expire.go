@@ -125,6 +125,60 @@ func namedByOther(r pebble.Reader, repo string, d sum) (other bool, err error) {
 	return other, err
 }
 
+// fading looks for what keeps a manifest, and what keeps that in turn: what an
+// index without a tag keeps goes together with it.
+type fading struct {
+	r      pebble.Reader
+	repo   string
+	before int64 // what was without a tag since then, or has one, keeps what it names
+	left   int   // how many may still be looked at
+}
+
+// maxFading bounds such a search. What it does not find is taken for absent:
+// then a manifest is pushed again that need not be.
+const maxFading = 100
+
+// fades reports whether manifest d, which is there, is kept by its age, by a
+// tag or by another manifest no longer than until before.
+func (f *fading) fades(d sum) (bool, error) {
+	since, untagged, err := untaggedSince(f.r, f.repo, d)
+	if !untagged || since >= f.before || err != nil {
+		return false, err
+	}
+	fades := true
+	err = scan(f.r, namedBy(d, f.repo, ""), func(manifest, _ []byte) (bool, error) {
+		if other := sum(manifest); other != d {
+			kept, err := f.keeps(other)
+			fades = !kept
+			return fades && f.left > 0, err
+		}
+		return true, nil
+	})
+	if err != nil || !fades {
+		return false, err
+	}
+	m, ok, err := getStored(f.r, f.repo, d)
+	if !ok || err != nil || m.subject == "" {
+		return ok, err
+	}
+	kept, err := f.keeps(m.subject)
+	return !kept, err
+}
+
+// keeps reports whether manifest d is there and keeps others.
+func (f *fading) keeps(d sum) (bool, error) {
+	if f.left == 0 {
+		return false, nil
+	}
+	f.left--
+	there, err := get(f.r, repoKey(f.repo, kindManifest, string(d)), nil)
+	if !there || err != nil {
+		return false, err
+	}
+	fades, err := f.fades(d)
+	return !fades, err
+}
+
 func untaggedKey(repo string, d sum) []byte { return repoKey(repo, kindUntagged, string(d)) }
 
 // untaggedSince returns since when a manifest has no tag.

@@ -45,10 +45,11 @@ func (t *tx) standing(op *wire.Standing) (decision, error) {
 // owns reports whether blobs are placed on m.
 func (m Member) owns() bool { return m.Weight > 0 && !m.Out && !m.Draining }
 
-// recover begins the next epoch: whoever is not kept is buried.
+// recover begins a later epoch, which the proposer chose so that no other
+// recovery has the same: whoever is not kept is buried.
 func (t *tx) recover(op *wire.Recover) (decision, error) {
-	if t.cluster.ID == "" || op.Epoch != t.cluster.Epoch+1 {
-		return decision{verdict: notNextEpoch}, nil
+	if t.cluster.ID == "" || Epoch(op.Epoch) <= t.cluster.Epoch {
+		return decision{verdict: notLaterEpoch}, nil
 	}
 	var buried []string
 	kept := 0
@@ -71,7 +72,7 @@ func (t *tx) recover(op *wire.Recover) (decision, error) {
 			return decision{}, err
 		}
 	}
-	t.cluster.Epoch = op.Epoch
+	t.cluster.Epoch = Epoch(op.Epoch)
 	t.membersChanged = true
 	return decision{}, t.b.Set([]byte{keyCluster}, encodeCluster(t.cluster), nil)
 }

@@ -42,6 +42,8 @@ func TestMemberRules(t *testing.T) {
 		{"recovery keeps standing", []any{drained("2", true), &wire.Recover{Epoch: 4, Keep: []string{"1", "2"}}}, "", "1 2d epoch 4"},
 		{"recovery of the same epoch", []any{&wire.Recover{Epoch: 3, Keep: []string{"2"}}}, "came first", "1 2 3 epoch 3"},
 		{"recovery twice", []any{&wire.Recover{Epoch: 4, Keep: []string{"2"}}, &wire.Recover{Epoch: 4, Keep: []string{"2"}}}, "came first", "2 epoch 4"},
+		{"recovery of an epoch of its own", []any{&wire.Recover{Epoch: 1<<32 | 7, Keep: []string{"2"}}}, "", "2 epoch 2-00000007"},
+		{"recovery to the past", []any{&wire.Recover{Epoch: 2, Keep: []string{"2"}}}, "came first", "1 2 3 epoch 3"},
 		{"recovery of a stranger", []any{&wire.Recover{Epoch: 4, Keep: []string{"2", "9"}}}, "no member", "1 2 3 epoch 3"},
 		{"recovery of nobody", []any{&wire.Recover{Epoch: 4}}, "no member", "1 2 3 epoch 3"},
 		{"the buried of a recovery return", []any{&wire.Recover{Epoch: 4, Keep: []string{"2"}}, joined("1", "n", "k")}, "was removed", "2 epoch 4"},

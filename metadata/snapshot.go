@@ -103,22 +103,22 @@ func (s *state) restore(stream io.Reader) error {
 	return s.swap(name, db, l)
 }
 
-// admit refuses the state of another mesh, and of this one as it was before
-// disaster recovery.
+// admit refuses the state of another mesh, and of this one in another epoch:
+// one from before a recovery is the past, and one from after another recovery
+// is for nodes that gave up their own (SetAside).
 func (s *state) admit(h header) error {
 	switch c := s.cluster(); {
 	case c.ID == "":
 		return nil
 	case h.cluster != c.ID:
 		return fmt.Errorf("%w: it is of %q, this is %q", errForeign, h.cluster, c.ID)
-	case h.epoch < c.Epoch:
-		return fmt.Errorf("%w: it is of epoch %d, this is epoch %d", errForeign, h.epoch, c.Epoch)
+	case h.epoch != c.Epoch:
+		return fmt.Errorf("%w: it is of epoch %s, this is epoch %s", errForeign, h.epoch, c.Epoch)
 	}
 	return nil
 }
 
-// covers reports whether this state holds all that a state of header h does. A
-// later epoch may undo what an earlier one did.
+// covers reports whether this state holds all that a state of header h does.
 func (s *state) covers(h header) bool {
 	c := s.cluster()
 	return c.ID != "" && h.cluster == c.ID && h.epoch == c.Epoch && h.index <= s.at.index

@@ -35,7 +35,7 @@ func (c *Catalog) openStores(fatal func(error)) (*snapshotStore, error) {
 		return nil, err
 	}
 	if mesh := c.state.cluster(); mesh.ID != "" && c.cfg.Epoch != 0 && mesh.Epoch != c.cfg.Epoch {
-		return nil, fmt.Errorf("the catalogue is of epoch %d of the mesh, and this node of epoch %d: one of them is from before a recovery", mesh.Epoch, c.cfg.Epoch)
+		return nil, fmt.Errorf("the catalogue is of epoch %s of the mesh, and this node of epoch %s: one of them is from before a recovery", mesh.Epoch, c.cfg.Epoch)
 	}
 	return snaps, nil
 }

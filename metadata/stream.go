@@ -40,20 +40,20 @@ var errStream = errors.New("damaged snapshot")
 // header says whose state a stream holds, and how far it has come.
 type header struct {
 	cluster     string // "" before the mesh is founded
-	epoch       uint64
+	epoch       Epoch
 	index, term uint64
 }
 
 func (h header) encode() []byte {
 	b := appendString(nil, h.cluster)
-	b = binary.AppendUvarint(b, h.epoch)
+	b = binary.AppendUvarint(b, uint64(h.epoch))
 	b = binary.AppendUvarint(b, h.index)
 	return binary.AppendUvarint(b, h.term)
 }
 
 func decodeHeader(b []byte) (header, error) {
 	f := fields{b: b}
-	h := header{cluster: f.string(), epoch: f.uint(), index: f.uint(), term: f.uint()}
+	h := header{cluster: f.string(), epoch: Epoch(f.uint()), index: f.uint(), term: f.uint()}
 	return h, f.err()
 }
 

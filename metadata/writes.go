@@ -178,7 +178,7 @@ func memberOp(m Member, founding *Cluster) *wire.Command {
 	}
 	if founding != nil {
 		op.Cluster = &wire.Cluster{
-			Id: founding.ID, Epoch: founding.Epoch, Replicas: int64(founding.Replicas), AllowSparse: founding.AllowSparse,
+			Id: founding.ID, Epoch: uint64(founding.Epoch), Replicas: int64(founding.Replicas), AllowSparse: founding.AllowSparse,
 		}
 	}
 	return &wire.Command{Op: &wire.Command_Member{Member: op}}

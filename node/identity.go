@@ -40,9 +40,9 @@ const catalogFolder = "raft"
 
 // record is node.json.
 type record struct {
-	ID      string `json:"id"`
-	Cluster string `json:"cluster,omitempty"`
-	Epoch   uint64 `json:"epoch,omitempty"`
+	ID      string         `json:"id"`
+	Cluster string         `json:"cluster,omitempty"`
+	Epoch   metadata.Epoch `json:"epoch,omitempty"`
 	// Founding is set from the moment that the node decides to found Cluster
 	// until its catalogue holds it.
 	Founding bool `json:"founding,omitempty"`
@@ -51,7 +51,7 @@ type record struct {
 	Returning string `json:"returning,omitempty"`
 	// After is the epoch of Returning that this node was of. Whoever is of it
 	// still has no part in the recovery.
-	After uint64 `json:"after,omitempty"`
+	After metadata.Epoch `json:"after,omitempty"`
 	// Promised is the one node that this node, while it belongs to no mesh,
 	// lets found one: see Node.expect.
 	Promised string `json:"promised,omitempty"`
@@ -137,7 +137,7 @@ func (f *folder) enter(c metadata.Cluster, founding bool) error {
 }
 
 // giveUp records that this node is to return to the mesh without a catalogue,
-// and to a later epoch.
+// and to another epoch.
 func (f *folder) giveUp(c metadata.Cluster) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -240,10 +240,10 @@ func (n *Node) retry(ctx context.Context, try func(context.Context) error) error
 
 // greeting is what a node tells anyone who knows the secret.
 type greeting struct {
-	Name    string `json:"name"`
-	Cluster string `json:"cluster"`
-	Epoch   uint64 `json:"epoch,omitempty"`
-	Gone    bool   `json:"gone,omitempty"` // the asker's mesh is this one, and it is no member of it
+	Name    string         `json:"name"`
+	Cluster string         `json:"cluster"`
+	Epoch   metadata.Epoch `json:"epoch,omitempty"`
+	Gone    bool           `json:"gone,omitempty"` // the asker's mesh is this one, and it is no member of it
 }
 
 // request asks to be let in.
@@ -291,7 +291,8 @@ func (n *Node) ask(ctx context.Context, p mesh.Peer) error {
 }
 
 // checkEpoch keeps a node that was recovered from those who were not: they know
-// it as a member still, and belong to the mesh in all but its epoch.
+// it as a member still, and belong to the mesh in all but its epoch. Where it
+// gives up a recovery of its own for another, the two may be equally many.
 func (n *Node) checkEpoch(ctx context.Context, p mesh.Peer) error {
 	known := n.folder.known()
 	if known.Returning == "" {
@@ -301,8 +302,8 @@ func (n *Node) checkEpoch(ctx context.Context, p mesh.Peer) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s does not answer on its peer port: %w", p.Name, err)
-	case hello.Epoch <= known.After:
-		return fmt.Errorf("%s is of epoch %d of the mesh, from before the recovery", p.Name, hello.Epoch)
+	case hello.Epoch == known.After || hello.Epoch.Recoveries() < known.After.Recoveries():
+		return fmt.Errorf("%s is of epoch %s of the mesh, from before the recovery", p.Name, hello.Epoch)
 	}
 	return nil
 }

@@ -24,14 +24,14 @@ type Recovery struct {
 
 // Recovered is what a node's folder holds, and what was done, or would be.
 type Recovered struct {
-	Name         string    // of this node
-	Mesh         string    // UUID
-	Epoch        uint64    // the one that this node is of now
-	Index, Term  uint64    // of the last entry that its log held
-	Written      time.Time // when the last command was given
-	First        bool      // its catalogue counts; else it is set aside
-	Aside        string    // where it is then
-	Kept, Buried []string  // names of members
+	Name         string         // of this node
+	Mesh         string         // UUID
+	Epoch        metadata.Epoch // the one that this node is of now
+	Index, Term  uint64         // of the last entry that its log held
+	Written      time.Time      // when the last command was given
+	First        bool           // its catalogue counts; else it is set aside
+	Aside        string         // where it is then
+	Kept, Buried []string       // names of members
 }
 
 // Recover begins a new epoch of the mesh, in which the members that are not

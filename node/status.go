@@ -35,7 +35,7 @@ type NodeStatus struct {
 // ClusterStatus is the mesh and its settings.
 type ClusterStatus struct {
 	ID          string `json:"id"`
-	Epoch       uint64 `json:"epoch"`
+	Epoch       string `json:"epoch"` // as people read it: metadata.Epoch
 	Replicas    int    `json:"replicas"`
 	AllowSparse bool   `json:"allowSparse"`
 	// UntaggedAfter is how long a manifest without a tag is kept, in
@@ -82,7 +82,7 @@ func (n *Node) Status(ctx context.Context) Status {
 	s := Status{
 		Copies:  n.copiesStatus(ctx),
 		Node:    NodeStatus{ID: n.id(), Name: n.cfg.Name, Version: n.cfg.Version},
-		Cluster: ClusterStatus{ID: c.ID, Epoch: c.Epoch, Replicas: c.Replicas, AllowSparse: c.AllowSparse, UntaggedAfter: c.UntaggedAfter},
+		Cluster: ClusterStatus{ID: c.ID, Epoch: c.Epoch.String(), Replicas: c.Replicas, AllowSparse: c.AllowSparse, UntaggedAfter: c.UntaggedAfter},
 		Health:  "ok",
 		Leader:  raft.Leader,
 		Term:    raft.Term,

@@ -31,7 +31,7 @@ const (
 type identity struct {
 	ID      string // UUID
 	Cluster string // "" while it belongs to no mesh
-	Epoch   uint64
+	Epoch   metadata.Epoch
 	Key     ed25519.PublicKey
 	Member  bool // ID is pinned to Key in this mesh; otherwise a holder of the secret and no more
 }
@@ -103,7 +103,7 @@ func certificate(name string) *x509.Certificate {
 func (t *trust) enter(cluster metadata.Cluster) error {
 	template := certificate(t.id)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
-	template.URIs = []*url.URL{{Scheme: "flotilla", Host: t.id, Path: "/" + cluster.ID + "/" + strconv.FormatUint(cluster.Epoch, 10)}}
+	template.URIs = []*url.URL{{Scheme: "flotilla", Host: t.id, Path: "/" + cluster.ID + "/" + strconv.FormatUint(uint64(cluster.Epoch), 10)}}
 	der, err := x509.CreateCertificate(rand.Reader, template, t.ca, t.key.Public(), t.caKey)
 	if err != nil {
 		return fmt.Errorf("make node certificate: %w", err)
@@ -156,7 +156,7 @@ func keysOf(members []metadata.Member) map[string]ed25519.PublicKey {
 var (
 	errNotOurSecret = errors.New("its certificate was made with another secret")
 	errOtherCluster = errors.New("it belongs to another mesh")
-	errOtherEpoch   = errors.New("it belongs to another epoch of this mesh, from before or after a recovery")
+	errOtherEpoch   = errors.New("it belongs to another epoch of this mesh, from before or after a recovery, or another recovery")
 	errPoses        = errors.New("it uses a member's UUID with another key")
 	errNotMember    = errors.New("it is not a member of this mesh")
 	errOtherNode    = errors.New("another node answers at this address")
@@ -209,7 +209,7 @@ func readIdentity(cert *x509.Certificate) (identity, error) {
 	if !ok || err != nil {
 		return identity{}, errors.New("its certificate names no mesh")
 	}
-	return identity{ID: cert.URIs[0].Host, Cluster: cluster, Epoch: n, Key: key}, nil
+	return identity{ID: cert.URIs[0].Host, Cluster: cluster, Epoch: metadata.Epoch(n), Key: key}, nil
 }
 
 // peerOf returns the identity that the handshake of an open connection proved.

@@ -46,7 +46,7 @@ not named never come back into the mesh with what they hold, whatever it is.`,
 }
 
 func printRecovered(out io.Writer, r node.Recovered) {
-	fmt.Fprintf(out, "node       %s\nmesh       %s, epoch %d\nlog        to entry %d of term %d, last written %s\n",
+	fmt.Fprintf(out, "node       %s\nmesh       %s, epoch %s\nlog        to entry %d of term %d, last written %s\n",
 		r.Name, r.Mesh, r.Epoch, r.Index, r.Term, r.Written.UTC().Format(time.RFC3339))
 	if r.First {
 		fmt.Fprintf(out, "catalogue  counts: what others agreed on without it is lost\n")

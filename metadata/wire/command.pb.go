@@ -1117,7 +1117,7 @@ func (x *Policy) GetUntaggedAfter() int64 {
 // are not named are buried.
 type Recover struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // the new one; refused unless it is the next
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // the new one; refused unless it is later
 	Keep          []string               `protobuf:"bytes,2,rep,name=keep,proto3" json:"keep,omitempty"`    // member ids
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
