@@ -49,10 +49,14 @@ type Node struct {
 	hints   sync.Map              // UUID -> address that the log or an admission named
 	waiting atomic.Pointer[error] // why this node is not part of its mesh yet
 	drained atomic.Bool           // this node asked to be let go
-	fatal   chan error            // what ends the process
-	stop    context.CancelFunc    // ends the goroutines below
-	running sync.WaitGroup        // the goroutines that this file starts
-	stopped func()                // the way down, once
+
+	lookAgain  *time.Timer  // makes a pass due while this node is being drained
+	drainLooks atomic.Int32 // how often it looked since then
+
+	fatal   chan error         // what ends the process
+	stop    context.CancelFunc // ends the goroutines below
+	running sync.WaitGroup     // the goroutines that this file starts
+	stopped func()             // the way down, once
 }
 
 // Run starts a node and returns when ctx has ended and everything has stopped,
@@ -109,6 +113,8 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 	if n.blobs, err = n.openBlobs(); err != nil {
 		return err
 	}
+	n.lookAgain = time.AfterFunc(time.Hour, n.blobs.Wake)
+	n.lookAgain.Stop()
 	n.metrics = newMetrics(n)
 	n.servePeers()
 	if err := n.servePublic(); err != nil {
@@ -466,6 +472,9 @@ func (n *Node) down() {
 		}
 	}
 	if n.blobs != nil {
+		if n.lookAgain != nil {
+			n.lookAgain.Stop()
+		}
 		n.blobs.Close()
 	}
 	if n.catalog != nil {
