@@ -117,8 +117,9 @@ func (s *server) keepUntagged(w http.ResponseWriter, r *http.Request) error {
 	return accepted(w, s.Admin.KeepUntagged(r.Context(), d))
 }
 
-// backup answers POST /flotilla/v1/backup?blobs=. An archive that was cut short
-// has no catalogue, which is its last entry.
+// backup answers POST /flotilla/v1/backup?blobs=. What fails after the
+// first byte ends the connection, and the archive has no catalogue, which is its
+// last entry.
 func (s *server) backup(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/x-tar")
 	return s.Admin.Backup(r.Context(), w, r.URL.Query().Has("blobs"))

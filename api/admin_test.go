@@ -22,7 +22,10 @@ func noAdmin() api.Admin {
 }
 
 // operated notes what an operator had it do.
-type operated struct{ did *[]string }
+type operated struct {
+	did   *[]string
+	fails bool // a backup does, midway
+}
 
 func (o operated) note(format string, args ...any) error {
 	if o.did != nil {
@@ -50,6 +53,9 @@ func (o operated) KeepUntagged(_ context.Context, d time.Duration) error { retur
 
 func (o operated) Backup(_ context.Context, w io.Writer, blobs bool) error {
 	_, err := io.WriteString(w, "a backup")
+	if o.fails {
+		return errors.New("a blob cannot be read")
+	}
 	return errors.Join(err, o.note("backup %v", blobs))
 }
 
@@ -63,7 +69,7 @@ func (o operated) Restore(_ context.Context, r io.Reader) (any, error) {
 func TestAdmin(t *testing.T) {
 	var did []string
 	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
-		o := operated{&did}
+		o := operated{did: &did}
 		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Check: func(token string) error {
 			if token != "good" {
 				return oci.ErrUnauthorized
@@ -132,5 +138,26 @@ func TestAdmin(t *testing.T) {
 				t.Errorf("did %q, want %q", got, row.did)
 			}
 		})
+	}
+}
+
+// TestBackupFailsMidway: what has come does not look like all there is.
+func TestBackupFailsMidway(t *testing.T) {
+	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
+		o := operated{fails: true}
+		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Check: func(string) error { return nil }}
+	})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.url+"/flotilla/v1/backup", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer good")
+	resp, err := n.client.Do(req)
+	if err != nil {
+		return // cut off before the header was out
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err == nil {
+		t.Errorf("%s, and the body %q ends well", resp.Status, b)
 	}
 }

@@ -115,6 +115,7 @@ func (s *server) endpoint(route string, on methods) http.Handler {
 		w.Header().Set("X-Request-Id", id)
 		w.Header().Set("Flotilla-Node", s.Node)
 		err := s.dispatch(w, r, on)
+		midway := err != nil && w.status != 0
 		if err != nil && w.status == 0 {
 			writeError(w, err)
 		}
@@ -136,6 +137,9 @@ func (s *server) endpoint(route string, on methods) http.Handler {
 		}
 		s.Observe(served)
 		s.log(r, id, served, err)
+		if midway { // a body without a length would seem to have come whole
+			panic(http.ErrAbortHandler)
+		}
 	})
 }
 
