@@ -248,8 +248,9 @@ type Candidate struct {
 	Why    string        `json:"why"`
 }
 
-// maxCandidates bounds a list of garbage.
-const maxCandidates = 1000
+// MaxCandidates bounds a list of garbage, but for one that shows that there are
+// more.
+const MaxCandidates = 1000
 
 // Garbage lists up to n copies that a pass now would drop here since nothing
 // names their bytes. Copies that would be evicted are no garbage: their blobs
@@ -279,7 +280,7 @@ func (b *Blobs) Garbage(ctx context.Context, n int) ([]Candidate, error) {
 		}
 		for i := range batch {
 			v := &batch[i]
-			if len(list) == min(n, maxCandidates) {
+			if len(list) == min(n, MaxCandidates+1) {
 				return list, nil
 			}
 			if decide(p.facts(v)) == drop {

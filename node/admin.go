@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh"
 	"github.com/flotilla-registry/flotilla/metadata"
 )
 
@@ -90,6 +91,9 @@ func (n *Node) Garbage(ctx context.Context, most int) (any, error) {
 		copies, err := n.blobs.GarbageOf(ctx, m.ID, most+1-len(g.Entries))
 		if err != nil {
 			g.Silent = append(g.Silent, m.Name)
+		}
+		if len(copies) > mesh.MaxCandidates {
+			copies, g.More = copies[:mesh.MaxCandidates], true
 		}
 		for _, c := range copies {
 			g.Entries = append(g.Entries, GarbageEntry{Kind: "bytes", Where: m.Name, Digest: c.Digest, Size: c.Size, Since: c.Used, Why: c.Why})

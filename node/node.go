@@ -50,6 +50,7 @@ type Node struct {
 	waiting atomic.Pointer[error] // why this node is not part of its mesh yet
 	drained atomic.Bool           // this node asked to be let go
 
+	copies     copiesLook
 	lookAgain  *time.Timer  // makes a pass due while this node is being drained
 	drainLooks atomic.Int32 // how often it looked since then
 
