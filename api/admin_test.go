@@ -18,7 +18,7 @@ import (
 // noAdmin lets nobody administer anything.
 func noAdmin() api.Admin {
 	o := operated{}
-	return api.Admin{Check: func(string) error { return oci.ErrUnauthorized }, Members: o, Collector: o, Archive: o}
+	return api.Admin{Check: func(string) error { return oci.ErrUnauthorized }, Members: o, Collector: o, Archive: o, Checker: o}
 }
 
 // operated notes what an operator had it do.
@@ -64,13 +64,15 @@ func (o operated) Restore(_ context.Context, r io.Reader) (any, error) {
 	return struct{}{}, errors.Join(err, o.note("restore %s", b))
 }
 
+func (o operated) BeginScrub() { _ = o.note("scrub") }
+
 // TestAdmin asks for each thing that an operator may do, with and without the
 // token for it.
 func TestAdmin(t *testing.T) {
 	var did []string
 	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
 		o := operated{did: &did}
-		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Check: func(token string) error {
+		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Check: func(token string) error {
 			if token != "good" {
 				return oci.ErrUnauthorized
 			}
@@ -95,6 +97,7 @@ func TestAdmin(t *testing.T) {
 		{"PUT", "gc/untagged?after=0", "", http.StatusAccepted, "keep 0s"},
 		{"PUT", "gc/untagged?after=-1h", "", http.StatusBadRequest, ""},
 		{"PUT", "gc/untagged", "", http.StatusBadRequest, ""},
+		{"POST", "scrub", "", http.StatusAccepted, "scrub"},
 		{"POST", "backup", "", http.StatusOK, "backup false"},
 		{"POST", "backup?blobs", "", http.StatusOK, "backup true"},
 		{"POST", "restore", "archive", http.StatusOK, "restore archive"},
@@ -145,7 +148,7 @@ func TestAdmin(t *testing.T) {
 func TestBackupFailsMidway(t *testing.T) {
 	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
 		o := operated{fails: true}
-		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Check: func(string) error { return nil }}
+		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Check: func(string) error { return nil }}
 	})
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.url+"/flotilla/v1/backup", nil)
 	if err != nil {

@@ -136,6 +136,14 @@ func (n *Node) KeepUntagged(ctx context.Context, d time.Duration) error {
 	return n.catalog.SetPolicy(ctx, metadata.Policy{UntaggedAfter: d})
 }
 
+// BeginScrub implements api.Checker. While a round runs, another follows it.
+func (n *Node) BeginScrub() {
+	select {
+	case n.scrubDue <- struct{}{}:
+	default: // one is due already
+	}
+}
+
 // memberHandler serves what members ask each other beside names and bytes.
 func (n *Node) memberHandler() http.Handler {
 	mux := http.NewServeMux()

@@ -50,6 +50,7 @@ type Node struct {
 	waiting atomic.Pointer[error] // why this node is not part of its mesh yet
 	drained atomic.Bool           // this node asked to be let go
 
+	scrubDue   chan struct{} // an operator wants a round now
 	copies     copiesLook
 	lookAgain  *time.Timer  // makes a pass due while this node is being drained
 	drainLooks atomic.Int32 // how often it looked since then
@@ -78,7 +79,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	n := &Node{cfg: cfg, log: cfg.Log, fatal: make(chan error, 1)}
+	n := &Node{cfg: cfg, log: cfg.Log, fatal: make(chan error, 1), scrubDue: make(chan struct{}, 1)}
 	n.stopped = sync.OnceFunc(n.down)
 	var life context.Context
 	life, n.stop = context.WithCancel(context.Background())
@@ -354,7 +355,7 @@ func (n *Node) servePublic() error {
 		Status:  func(ctx context.Context) any { return n.Status(ctx) },
 		Admin: api.Admin{
 			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },
-			Members: n, Collector: n, Archive: n,
+			Members: n, Collector: n, Archive: n, Checker: n,
 		},
 		Metrics: n.metrics.handler(),
 		Observe: n.metrics.observe,

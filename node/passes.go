@@ -20,7 +20,7 @@ type pass struct {
 func (n *Node) passes() []pass {
 	return []pass{
 		{"reconcile", 10 * time.Minute, n.blobs.Due(), n.reconcile},
-		{"scrub", 6 * time.Hour, nil, n.scrub},
+		{"scrub", 6 * time.Hour, n.scrubDue, n.scrub},
 		{"expire uploads", time.Minute, nil, func(context.Context) { n.disk.Sweep(time.Now()) }},
 		{"drop lent pins", 10 * time.Second, nil, func(context.Context) { n.dropLentPins() }},
 		{"still a member", time.Minute, nil, n.stillMember},
