@@ -43,6 +43,12 @@ type Archive interface {
 	Restore(ctx context.Context, r io.Reader) (any, error)
 }
 
+// Checker compares what this node holds with what it should.
+type Checker interface {
+	// BeginScrub has this node read its blobs again now.
+	BeginScrub()
+}
+
 // Admin is what an operator may do to the mesh, on any node.
 type Admin struct {
 	// Check returns nil for a token that an operator may have, else why not.
@@ -50,10 +56,11 @@ type Admin struct {
 	Members
 	Collector
 	Archive
+	Checker
 }
 
 func (a Admin) complete() bool {
-	return a.Check != nil && a.Members != nil && a.Collector != nil && a.Archive != nil
+	return a.Check != nil && a.Members != nil && a.Collector != nil && a.Archive != nil && a.Checker != nil
 }
 
 // maxGarbage bounds one answer of GET /flotilla/v1/gc.
@@ -117,8 +124,9 @@ func (s *server) keepUntagged(w http.ResponseWriter, r *http.Request) error {
 	return accepted(w, s.Admin.KeepUntagged(r.Context(), d))
 }
 
-// backup answers POST /flotilla/v1/backup?blobs=. An archive that was cut short
-// has no catalogue, which is its last entry.
+// backup answers POST /flotilla/v1/backup?blobs=. What fails after the
+// first byte ends the connection, and the archive has no catalogue, which is its
+// last entry.
 func (s *server) backup(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/x-tar")
 	return s.Admin.Backup(r.Context(), w, r.URL.Query().Has("blobs"))
@@ -130,6 +138,12 @@ func (s *server) restore(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, held)
+}
+
+// scrub answers POST /flotilla/v1/scrub: a round begins at this node.
+func (s *server) scrub(w http.ResponseWriter, _ *http.Request) error {
+	s.Admin.BeginScrub()
+	return accepted(w, nil)
 }
 
 // accepted answers a change that the mesh has agreed on and goes on to act on.

@@ -18,11 +18,14 @@ import (
 // noAdmin lets nobody administer anything.
 func noAdmin() api.Admin {
 	o := operated{}
-	return api.Admin{Check: func(string) error { return oci.ErrUnauthorized }, Members: o, Collector: o, Archive: o}
+	return api.Admin{Check: func(string) error { return oci.ErrUnauthorized }, Members: o, Collector: o, Archive: o, Checker: o}
 }
 
 // operated notes what an operator had it do.
-type operated struct{ did *[]string }
+type operated struct {
+	did   *[]string
+	fails bool // a backup does, midway
+}
 
 func (o operated) note(format string, args ...any) error {
 	if o.did != nil {
@@ -50,6 +53,9 @@ func (o operated) KeepUntagged(_ context.Context, d time.Duration) error { retur
 
 func (o operated) Backup(_ context.Context, w io.Writer, blobs bool) error {
 	_, err := io.WriteString(w, "a backup")
+	if o.fails {
+		return errors.New("a blob cannot be read")
+	}
 	return errors.Join(err, o.note("backup %v", blobs))
 }
 
@@ -58,13 +64,15 @@ func (o operated) Restore(_ context.Context, r io.Reader) (any, error) {
 	return struct{}{}, errors.Join(err, o.note("restore %s", b))
 }
 
+func (o operated) BeginScrub() { _ = o.note("scrub") }
+
 // TestAdmin asks for each thing that an operator may do, with and without the
 // token for it.
 func TestAdmin(t *testing.T) {
 	var did []string
 	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
-		o := operated{&did}
-		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Check: func(token string) error {
+		o := operated{did: &did}
+		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Check: func(token string) error {
 			if token != "good" {
 				return oci.ErrUnauthorized
 			}
@@ -89,6 +97,7 @@ func TestAdmin(t *testing.T) {
 		{"PUT", "gc/untagged?after=0", "", http.StatusAccepted, "keep 0s"},
 		{"PUT", "gc/untagged?after=-1h", "", http.StatusBadRequest, ""},
 		{"PUT", "gc/untagged", "", http.StatusBadRequest, ""},
+		{"POST", "scrub", "", http.StatusAccepted, "scrub"},
 		{"POST", "backup", "", http.StatusOK, "backup false"},
 		{"POST", "backup?blobs", "", http.StatusOK, "backup true"},
 		{"POST", "restore", "archive", http.StatusOK, "restore archive"},
@@ -132,5 +141,26 @@ func TestAdmin(t *testing.T) {
 				t.Errorf("did %q, want %q", got, row.did)
 			}
 		})
+	}
+}
+
+// TestBackupFailsMidway: what has come does not look like all there is.
+func TestBackupFailsMidway(t *testing.T) {
+	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
+		o := operated{fails: true}
+		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Check: func(string) error { return nil }}
+	})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.url+"/flotilla/v1/backup", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer good")
+	resp, err := n.client.Do(req)
+	if err != nil {
+		return // cut off before the header was out
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err == nil {
+		t.Errorf("%s, and the body %q ends well", resp.Status, b)
 	}
 }

@@ -61,6 +61,7 @@ func (s *server) routes() http.Handler {
 		{"admin", "/flotilla/v1/members/{member:[^/]+}/drain", methods{"PUT": s.operator(s.drain), "DELETE": s.operator(s.undrain)}},
 		{"admin", "/flotilla/v1/gc", methods{"GET": s.operator(s.garbage), "POST": s.operator(s.collect)}},
 		{"admin", "/flotilla/v1/gc/untagged", methods{"PUT": s.operator(s.keepUntagged)}},
+		{"admin", "/flotilla/v1/scrub", methods{"POST": s.operator(s.scrub)}},
 		{"admin", "/flotilla/v1/backup", methods{"POST": s.operator(s.backup)}},
 		{"admin", "/flotilla/v1/restore", methods{"POST": s.operator(s.restore)}},
 	} {
@@ -115,6 +116,7 @@ func (s *server) endpoint(route string, on methods) http.Handler {
 		w.Header().Set("X-Request-Id", id)
 		w.Header().Set("Flotilla-Node", s.Node)
 		err := s.dispatch(w, r, on)
+		midway := err != nil && w.status != 0
 		if err != nil && w.status == 0 {
 			writeError(w, err)
 		}
@@ -136,6 +138,9 @@ func (s *server) endpoint(route string, on methods) http.Handler {
 		}
 		s.Observe(served)
 		s.log(r, id, served, err)
+		if midway { // a body without a length would seem to have come whole
+			panic(http.ErrAbortHandler)
+		}
 	})
 }
 

@@ -190,6 +190,14 @@ func (b *Blobs) Put(ctx context.Context, d digest.Digest, size int64, r io.Reade
 	return b.place(ctx, d)
 }
 
+// Renew marks d, which Put placed, used again here and on its owners.
+func (b *Blobs) Renew(ctx context.Context, d digest.Digest) error {
+	if _, held := b.local.Touch(d); !held {
+		return oci.ErrBlobUnknown
+	}
+	return b.place(ctx, d)
+}
+
 // vocabulary makes an error of a wait that ended into one that clients know.
 func vocabulary(err error) error {
 	var known *oci.Error

@@ -33,8 +33,10 @@ type Health struct {
 	CacheBlobs int64 `json:"cacheBlobs"` // of these, copies that need not be here
 	CacheBytes int64 `json:"cacheBytes"`
 
+	Synced   bool  `json:"synced"`   // the catalogue was proven current before the look
 	Owns     bool  `json:"owns"`     // whether this node owns blobs; else OnlyHere is counted
-	OnlyHere int64 `json:"onlyHere"` // named blobs held here of which not every owner said that it has a copy
+	Leaves   bool  `json:"leaves"`   // this node was being drained throughout
+	OnlyHere int64 `json:"onlyHere"` // blobs held here that would be missed if this node left, see missed
 
 	BytesToMove int64         `json:"bytesToMove"` // for the copies that this node is to make
 	TimeToGo    time.Duration `json:"timeToGo"`    // for these, in nanoseconds
@@ -54,6 +56,8 @@ func (h *Health) add(o Health) {
 		h.Membership = ""
 	}
 	h.Owns = h.Owns || o.Owns
+	h.Leaves = h.Leaves || o.Leaves
+	h.Synced = h.Synced && o.Synced
 	h.TimeToGo = max(h.TimeToGo, o.TimeToGo)
 	for _, f := range []struct {
 		to   *int64
@@ -81,14 +85,38 @@ func (p *pass) count(v *blob) {
 			h.CacheBytes += v.size
 		}
 	}
-	if v.held && v.naming != unnamed && !p.owner {
-		if copies, _ := p.copies(v); copies == 0 || copies < len(v.owners) {
-			h.OnlyHere++
+	if p.missed(v) {
+		h.OnlyHere++
+		if v.naming == wanted {
+			p.tellLacking(v)
 		}
 	}
 	if v.naming == wanted && v.accountant {
 		p.account(v)
 	}
+}
+
+// unlinked is how long a push may take from a blob's being placed to its being
+// named. Both are steps of one request.
+const unlinked = 5 * time.Minute
+
+// unlinkedYet reports whether a push may be about to name v.
+func (p *pass) unlinkedYet(v *blob) bool {
+	return v.held && v.naming == unnamed && time.Since(v.used) < unlinked
+}
+
+// missed reports whether copies of v would be missing if this node left, which
+// owns none: not every owner said that it has one. Of what a push is about to
+// name nobody makes copies, so one other must do.
+func (p *pass) missed(v *blob) bool {
+	if p.owner || !v.held {
+		return false
+	}
+	copies, _ := p.copies(v)
+	if v.naming == unnamed {
+		return p.unlinkedYet(v) && copies == 0
+	}
+	return copies == 0 || copies < len(v.owners)
 }
 
 // account counts v for the whole mesh.
@@ -106,9 +134,14 @@ func (p *pass) account(v *blob) {
 		h.OneZone++
 	}
 	if v.held {
-		for _, id := range v.lacking() {
-			p.behind[id] = true
-		}
+		p.tellLacking(v)
+	}
+}
+
+// tellLacking notes that the owners of v that lack it are to hear of that.
+func (p *pass) tellLacking(v *blob) {
+	for _, id := range v.lacking() {
+		p.behind[id] = true
 	}
 }
 
@@ -215,8 +248,9 @@ type Candidate struct {
 	Why    string        `json:"why"`
 }
 
-// maxCandidates bounds a list of garbage.
-const maxCandidates = 1000
+// MaxCandidates bounds a list of garbage, but for one that shows that there are
+// more.
+const MaxCandidates = 1000
 
 // Garbage lists up to n copies that a pass now would drop here since nothing
 // names their bytes. Copies that would be evicted are no garbage: their blobs
@@ -246,7 +280,7 @@ func (b *Blobs) Garbage(ctx context.Context, n int) ([]Candidate, error) {
 		}
 		for i := range batch {
 			v := &batch[i]
-			if len(list) == min(n, maxCandidates) {
+			if len(list) == min(n, MaxCandidates+1) {
 				return list, nil
 			}
 			if decide(p.facts(v)) == drop {

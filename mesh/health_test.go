@@ -1,6 +1,8 @@
 package mesh_test
 
 import (
+	"bytes"
+	"errors"
 	"net/http"
 	"slices"
 	"testing"
@@ -8,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/mesh"
 	"github.com/flotilla-registry/flotilla/mesh/ring"
 )
@@ -114,6 +117,46 @@ func TestDrain(t *testing.T) {
 	c.setDown(c.nodes[1], true) // nobody vouches for what it has
 	check(mine)
 	c.settled(t, blobs, true)
+}
+
+// TestLeavingNode: what a push is about to name counts as only here unless an
+// owner has it too, and a node that is to leave takes no copies.
+func TestLeavingNode(t *testing.T) {
+	c, names := healing(t, option{replicas: 1}, "a", "a")
+	p, other := c.nodes[0], c.nodes[1]
+	placed, shared := bytesOf(1, 1000), bytesOf(2, 1000)
+	p.hold(t, placed)
+	p.hold(t, shared)
+	other.hold(t, shared)
+	c.set(p, func(n *ring.Node) { n.Weight, n.Leaves = 0, true })
+	check := func(synced bool, want int64) {
+		t.Helper()
+		p.reconcile(t)
+		if h := p.blobs.Health(); !h.Leaves || h.Synced != synced || h.OnlyHere != want {
+			t.Errorf("health %+v, want synced %v and %d blobs only here", h, synced, want)
+		}
+	}
+	check(true, 1)
+	names.mu.Lock()
+	names.behind = true
+	names.mu.Unlock()
+	check(false, 1)
+	late := bytesOf(3, 1000)
+	if err := other.blobs.Put(t.Context(), digest.FromBytes(late), int64(len(late)), bytes.NewReader(late)); err != nil {
+		t.Fatal(err)
+	}
+	c.set(p, func(n *ring.Node) { n.Weight = 1 }) // as if the other did not know yet
+	c.set(other, func(n *ring.Node) { n.Weight = 0 })
+	for _, content := range [][]byte{late, placed} {
+		d := digest.FromBytes(content)
+		if err := other.blobs.Put(t.Context(), d, int64(len(content)), bytes.NewReader(content)); err != nil && !errors.Is(err, oci.ErrUnavailable) {
+			t.Error(err)
+		}
+		if p.answers(http.MethodPut, d, http.StatusOK)+p.answers(http.MethodPut, d, http.StatusCreated) > 0 {
+			t.Errorf("a node that is to leave vouches for %s", d)
+		}
+		until(t, "the offer to be refused", func() bool { return p.answers(http.MethodPut, d, http.StatusServiceUnavailable) > 0 })
+	}
 }
 
 // TestDue: a pass is due at the start, when the membership changes, when a

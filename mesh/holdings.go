@@ -102,8 +102,8 @@ func (b *Blobs) confirmer(membership string) func(digest.Digest) bool {
 	}
 }
 
-// maxList bounds an answer that is a list: maxCandidates of them.
-const maxList = 512 * maxCandidates
+// maxList bounds an answer that is a list of candidates.
+const maxList = 512 * (MaxCandidates + 1)
 
 // call sends a member a small request and returns its answer, which must be
 // complete in time. Whoever gives none is asked last for a while.

@@ -182,11 +182,15 @@ func (i idleReader) Read(p []byte) (int, error) {
 
 // serveCopy takes a copy of a blob. One that is here already is marked used,
 // which keeps it from being dropped while the push that offers it goes on, and
-// its bytes are not asked for.
+// its bytes are not asked for. A node that is to leave takes none and vouches
+// for none: it may be gone after this.
 func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 	d, err := oci.ParseDigest(r.PathValue("digest"))
 	if err != nil {
 		return err
+	}
+	if self, _ := b.members.Ring().Node(b.id); self.Leaves {
+		return oci.ErrUnavailable.Because("this node is being drained")
 	}
 	if _, held := b.local.Touch(d); held {
 		w.WriteHeader(http.StatusOK)

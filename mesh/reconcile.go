@@ -111,7 +111,7 @@ func (b *Blobs) newPass(ctx context.Context) (*pass, error) {
 		repairs: shortlist[repair]{most: maxListed, compare: repair.compare},
 		surplus: shortlist[blob]{most: maxListed, compare: func(a, b blob) int { return a.used.Compare(b.used) }},
 	}
-	p.tally.Membership, p.tally.Owns = p.membership, p.owner
+	p.tally.Membership, p.tally.Owns, p.tally.Leaves = p.membership, p.owner, self.Leaves
 	var err error
 	p.since, err = b.names.Sync(ctx)
 	if ctx.Err() != nil {
@@ -121,6 +121,7 @@ func (b *Blobs) newPass(ctx context.Context) (*pass, error) {
 		b.log.Info("a pass drops nothing: the catalogue cannot be proven current", "err", err)
 	}
 	p.synced = err == nil
+	p.tally.Synced = p.synced
 	// Before a power cut marks of use may not have reached the disk.
 	p.sure = p.synced && time.Since(b.started) >= b.settle
 	return p, nil
@@ -273,7 +274,7 @@ func (p *pass) drop(v *blob, cutoff time.Time) bool {
 func (p *pass) asksOwners(v *blob) bool {
 	switch {
 	case v.naming == unnamed:
-		return false
+		return !p.owner && p.unlinkedYet(v)
 	case v.held && (v.naming == referenced || !p.owner):
 		return true
 	}

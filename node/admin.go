@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh"
 	"github.com/flotilla-registry/flotilla/metadata"
 )
 
@@ -91,6 +92,9 @@ func (n *Node) Garbage(ctx context.Context, most int) (any, error) {
 		if err != nil {
 			g.Silent = append(g.Silent, m.Name)
 		}
+		if len(copies) > mesh.MaxCandidates {
+			copies, g.More = copies[:mesh.MaxCandidates], true
+		}
 		for _, c := range copies {
 			g.Entries = append(g.Entries, GarbageEntry{Kind: "bytes", Where: m.Name, Digest: c.Digest, Size: c.Size, Since: c.Used, Why: c.Why})
 		}
@@ -130,6 +134,14 @@ func (n *Node) Collect(ctx context.Context) error {
 // KeepUntagged implements api.Collector.
 func (n *Node) KeepUntagged(ctx context.Context, d time.Duration) error {
 	return n.catalog.SetPolicy(ctx, metadata.Policy{UntaggedAfter: d})
+}
+
+// BeginScrub implements api.Checker. While a round runs, another follows it.
+func (n *Node) BeginScrub() {
+	select {
+	case n.scrubDue <- struct{}{}:
+	default: // one is due already
+	}
 }
 
 // memberHandler serves what members ask each other beside names and bytes.

@@ -2,7 +2,9 @@ package node
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"path"
@@ -32,7 +34,8 @@ type Restored struct {
 }
 
 // Backup implements api.Archive. The catalogue is as it is when this begins,
-// and so is the list of blobs; a blob that cannot be read fails the backup.
+// and so is the list of blobs. A blob that cannot be read fails the backup,
+// unless its last name went meanwhile.
 func (n *Node) Backup(ctx context.Context, w io.Writer, blobs bool) error {
 	names, err := n.catalog.Backup(ctx)
 	if err != nil {
@@ -64,12 +67,29 @@ func (n *Node) archiveBlobs(ctx context.Context, archive *tar.Writer, names *met
 			if want.Lost { // nobody has it; the catalogue says so too
 				continue
 			}
-			if err := n.archiveBlob(ctx, archive, want.Digest); err != nil {
+			err := n.archiveBlob(ctx, archive, want.Digest)
+			if errors.Is(err, oci.ErrBlobUnknown) {
+				err = n.unlessUnnamed(ctx, want.Digest, err)
+			}
+			if err != nil {
 				return err
 			}
 		}
 		after = list[len(list)-1].Digest
 	}
+}
+
+// unlessUnnamed returns nil where nothing names d any more, else missing.
+func (n *Node) unlessUnnamed(ctx context.Context, d digest.Digest, missing error) error {
+	if err := n.catalog.Sync(ctx); err != nil {
+		return errors.Join(missing, err)
+	}
+	named, err := n.catalog.Referenced([]digest.Digest{d})
+	if err != nil || named[0] {
+		return errors.Join(missing, err)
+	}
+	n.log.Info("a blob went while the backup ran: nothing names it any more", "digest", d)
+	return nil
 }
 
 func (n *Node) archiveBlob(ctx context.Context, archive *tar.Writer, d digest.Digest) error {
@@ -103,6 +123,7 @@ func (n *Node) Restore(ctx context.Context, r io.Reader) (any, error) {
 		return nil, oci.ErrDenied.Because("the mesh holds repositories: a backup is restored into a new mesh only")
 	}
 	var held Restored
+	placed := placed{node: n, renewed: time.Now()}
 	for archive := tar.NewReader(r); ; {
 		header, err := archive.Next()
 		switch {
@@ -111,7 +132,7 @@ func (n *Node) Restore(ctx context.Context, r io.Reader) (any, error) {
 		case err != nil:
 			return nil, errNoArchive.Wrap(err)
 		case header.Name == ArchiveCatalogue:
-			names := &entryReader{Reader: archive}
+			names := &entryReader{Reader: &lastEntry{archive, header.Size}}
 			if err := n.catalog.Restore(ctx, names); err != nil {
 				if names.broken.Load() { // the rest is what came of it
 					err = errNoArchive.Wrap(err)
@@ -124,7 +145,11 @@ func (n *Node) Restore(ctx context.Context, r io.Reader) (any, error) {
 			if err != nil {
 				return nil, err
 			}
-			if err := n.blobs.Put(ctx, d, header.Size, archive); err != nil {
+			err = n.blobs.Put(ctx, d, header.Size, archive)
+			if err == nil {
+				err = placed.add(ctx, d)
+			}
+			if err != nil {
 				return nil, fmt.Errorf("restore %s: %w", d, err)
 			}
 			held.Blobs++
@@ -147,6 +172,47 @@ func (a *entryReader) Read(p []byte) (int, error) {
 	n, err := a.Reader.Read(p)
 	if err != nil && err != io.EOF {
 		a.broken.Store(true)
+	}
+	return n, err
+}
+
+// placed is the blobs of a restore that nothing names yet. It keeps them from
+// being collected, however long the rest takes.
+type placed struct {
+	node    *Node
+	blobs   []digest.Digest
+	renewed time.Time
+}
+
+func (p *placed) add(ctx context.Context, d digest.Digest) error {
+	p.blobs = append(p.blobs, d)
+	if time.Since(p.renewed) < cmp.Or(p.node.cfg.Unused, 24*time.Hour)/4 {
+		return nil
+	}
+	for _, d := range p.blobs {
+		if err := p.node.blobs.Renew(ctx, d); err != nil {
+			return fmt.Errorf("renew %s: %w", d, err)
+		}
+	}
+	p.renewed = time.Now()
+	return nil
+}
+
+// lastEntry reads the entry of an archive that must be its last. It gives out
+// the end of the entry only once that is known, so that whoever proves the
+// whole of it before use never uses another.
+type lastEntry struct {
+	archive *tar.Reader
+	left    int64
+}
+
+// Read implements io.Reader.
+func (l *lastEntry) Read(p []byte) (int, error) {
+	n, err := l.archive.Read(p)
+	if l.left -= int64(n); n > 0 && l.left == 0 {
+		if _, end := l.archive.Next(); end != io.EOF {
+			return 0, oci.ErrUnsupported.Because("the catalogue is not the last entry of the archive, or the archive ends early").Wrap(end)
+		}
 	}
 	return n, err
 }

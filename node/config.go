@@ -140,6 +140,10 @@ func (c Config) check() error {
 			bad("--%s %q: want bytes a second, such as 64MiB", rate.flag, rate.size)
 		}
 	}
+	// Slower, and the pieces come so far apart that a source seems silent.
+	if n, err := parseSize(c.RepairRate, 0); err == nil && n > 0 && n < 64<<10 {
+		bad("--repair-rate %q: want at least 64KiB a second", c.RepairRate)
+	}
 	if c.OutAfter < time.Second {
 		bad("--out-after %s: want at least a second", c.OutAfter)
 	}

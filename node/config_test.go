@@ -26,6 +26,7 @@ func TestConfigRefusals(t *testing.T) {
 		{"a cache in words", Config{CacheSize: "much"}, "--cache-size"},
 		{"a cache in GiB", Config{CacheSize: "500GiB"}, ""},
 		{"a rate of the disk", Config{RepairRate: "10%"}, "--repair-rate"},
+		{"a rate at which sources seem silent", Config{RepairRate: "63KiB"}, "--repair-rate"},
 		{"a rate of nothing", Config{ScrubRate: "0"}, "--scrub-rate"},
 		{"rates in MiB", Config{RepairRate: "10MiB", ScrubRate: "512K"}, ""},
 		{"out at once", Config{OutAfter: 1}, "--out-after"},

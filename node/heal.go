@@ -73,20 +73,38 @@ func (n *Node) reconcile(ctx context.Context) {
 func (n *Node) leaveWhenDrained(ctx context.Context, since time.Time) {
 	m, err := n.member(n.id())
 	if err != nil || !m.Draining {
-		n.handedOver.Store(false)
+		n.drainLooks.Store(0)
 		return
 	}
-	h := n.blobs.Health()
-	now := !h.At.Before(since) && !h.Owns && h.OnlyHere == 0
-	if before := n.handedOver.Swap(now); !now || !before {
-		n.blobs.Wake() // others make the copies; then it is time to look again
+	// Others make the copies, or a leader is found; then it is time to look
+	// again, which costs a walk over all that is held.
+	wait := min(n.pause()<<min(n.drainLooks.Add(1)-1, 8), time.Minute)
+	if !n.handedOver(since) {
+		n.lookAgain.Reset(wait)
 		return
 	}
-	n.drained.Store(true)
-	if err := n.catalog.Remove(ctx, n.id()); err != nil && ctx.Err() == nil {
+	// The drain may have been called off.
+	err = n.catalog.Sync(ctx)
+	if err == nil {
+		if m, err = n.member(n.id()); err == nil && m.Draining {
+			n.drained.Store(true)
+			err = n.catalog.Remove(ctx, n.id())
+		}
+	}
+	if err != nil && ctx.Err() == nil {
 		n.log.Warn("drained, but not let go yet", "error", err)
-		n.blobs.Wake()
+		n.lookAgain.Reset(wait)
 	}
+}
+
+// handedOver reports whether a look that began at since went over all that is
+// held, with a current catalogue and under the membership of now, and found
+// nothing that would be missed. Whatever came later was acknowledged only with
+// copies elsewhere, since this node was known to leave throughout.
+func (n *Node) handedOver(since time.Time) bool {
+	h := n.blobs.Health()
+	return !h.At.Before(since) && h.Synced && h.Leaves && !h.Owns && h.OnlyHere == 0 &&
+		h.Membership == n.members.Ring().Fingerprint()
 }
 
 // outOfTouch is how long a member hears of no leader before it asks whether it
@@ -126,8 +144,8 @@ func (n *Node) isRemoved(ctx context.Context) bool {
 // outlived ends a node whose mesh was recovered without it. Others of its epoch
 // may be back too, and even be a majority of it: what they took from clients
 // would be lost with them.
-func (n *Node) outlived(epoch uint64) {
-	n.fail(fmt.Errorf("this mesh was recovered without what this node holds, and is of epoch %d now: recover this node too if it was to stay; else, with an empty data folder, it may come back as a new one", epoch))
+func (n *Node) outlived(epoch metadata.Epoch) {
+	n.fail(fmt.Errorf("this mesh was recovered without what this node holds, and is of epoch %s now: recover this node too if it was to stay; else, with an empty data folder, it may come back as a new one", epoch))
 }
 
 // scrub re-reads what is stored. A disk that cannot be read is logged, not

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
@@ -221,6 +224,40 @@ func TestDrainWaits(t *testing.T) {
 	c.heal("all copies", c.others(), c.placed(c.others(), images, false))
 	c.awaitVoters(3)
 	c.pullMany(images, leaves)
+}
+
+// TestDrainWaitsForNames: a blob that a push had placed at its one owner before
+// the drain, and names only later, is not left behind.
+func TestDrainWaitsForNames(t *testing.T) {
+	c := newCluster(t, 3, func(cfg *Config) { cfg.Replicas = 1 })
+	lead := c.leader(0, 1, 2)
+	leaves := c.others(lead)[0]
+	var content []byte
+	var d digest.Digest
+	for content == nil || c.owners(leaves, d)[0] != leaves {
+		content, d = random(1000)
+	}
+	if err := c.nodes[leaves].blobs.Put(t.Context(), d, 1000, bytes.NewReader(content)); err != nil {
+		t.Fatal(err)
+	}
+	end := c.ending(leaves)
+	c.operate(lead, http.StatusAccepted, http.MethodPut, "members/"+c.cfgs[leaves].Name+"/drain")
+	c.heal("a look at what is left", []int{leaves}, func() error {
+		if h := c.nodes[leaves].blobs.Health(); !h.Leaves || !h.Synced {
+			return fmt.Errorf("%+v", h)
+		}
+		return nil
+	})
+	if _, err := c.nodes[lead].member(c.nodes[leaves].ID()); err != nil {
+		t.Fatalf("it has left with a blob that is nowhere else: %v", err)
+	}
+	if err := c.nodes[lead].catalog.LinkBlob(t.Context(), "app", d, 1000); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ended("the end of the drained node", end); err != nil {
+		t.Error(err)
+	}
+	c.do(lead, http.StatusOK, http.MethodGet, "/v2/app/blobs/"+d.String(), nil)
 }
 
 // TestMembersRefused: what would leave a mesh without bytes or members is not

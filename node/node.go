@@ -45,15 +45,20 @@ type Node struct {
 	port     *peerPort
 	peers    *http.Server
 
-	entered    bool                  // it was seen among the members; of onMembers alone
-	hints      sync.Map              // UUID -> address that the log or an admission named
-	waiting    atomic.Pointer[error] // why this node is not part of its mesh yet
-	handedOver atomic.Bool           // being drained, it found at its last look that others hold all that it does
-	drained    atomic.Bool           // this node asked to be let go
-	fatal      chan error            // what ends the process
-	stop       context.CancelFunc    // ends the goroutines below
-	running    sync.WaitGroup        // the goroutines that this file starts
-	stopped    func()                // the way down, once
+	entered bool                  // it was seen among the members; of onMembers alone
+	hints   sync.Map              // UUID -> address that the log or an admission named
+	waiting atomic.Pointer[error] // why this node is not part of its mesh yet
+	drained atomic.Bool           // this node asked to be let go
+
+	scrubDue   chan struct{} // an operator wants a round now
+	copies     copiesLook
+	lookAgain  *time.Timer  // makes a pass due while this node is being drained
+	drainLooks atomic.Int32 // how often it looked since then
+
+	fatal   chan error         // what ends the process
+	stop    context.CancelFunc // ends the goroutines below
+	running sync.WaitGroup     // the goroutines that this file starts
+	stopped func()             // the way down, once
 }
 
 // Run starts a node and returns when ctx has ended and everything has stopped,
@@ -74,7 +79,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	n := &Node{cfg: cfg, log: cfg.Log, fatal: make(chan error, 1)}
+	n := &Node{cfg: cfg, log: cfg.Log, fatal: make(chan error, 1), scrubDue: make(chan struct{}, 1)}
 	n.stopped = sync.OnceFunc(n.down)
 	var life context.Context
 	life, n.stop = context.WithCancel(context.Background())
@@ -110,6 +115,8 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 	if n.blobs, err = n.openBlobs(); err != nil {
 		return err
 	}
+	n.lookAgain = time.AfterFunc(time.Hour, n.blobs.Wake)
+	n.lookAgain.Stop()
 	n.metrics = newMetrics(n)
 	n.servePeers()
 	if err := n.servePublic(); err != nil {
@@ -349,7 +356,7 @@ func (n *Node) servePublic() error {
 		Status:  func(ctx context.Context) any { return n.Status(ctx) },
 		Admin: api.Admin{
 			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },
-			Members: n, Collector: n, Archive: n,
+			Members: n, Collector: n, Archive: n, Checker: n,
 		},
 		Metrics: n.metrics.handler(),
 		Observe: n.metrics.observe,
@@ -468,6 +475,9 @@ func (n *Node) down() {
 		}
 	}
 	if n.blobs != nil {
+		if n.lookAgain != nil {
+			n.lookAgain.Stop()
+		}
 		n.blobs.Close()
 	}
 	if n.catalog != nil {

@@ -20,7 +20,7 @@ type pass struct {
 func (n *Node) passes() []pass {
 	return []pass{
 		{"reconcile", 10 * time.Minute, n.blobs.Due(), n.reconcile},
-		{"scrub", 6 * time.Hour, nil, n.scrub},
+		{"scrub", 6 * time.Hour, n.scrubDue, n.scrub},
 		{"expire uploads", time.Minute, nil, func(context.Context) { n.disk.Sweep(time.Now()) }},
 		{"drop lent pins", 10 * time.Second, nil, func(context.Context) { n.dropLentPins() }},
 		{"still a member", time.Minute, nil, n.stillMember},
@@ -31,10 +31,6 @@ func (n *Node) passes() []pass {
 // tenth, so that nodes started together do not work in step; and however often
 // a round is wanted, a pause lies between two.
 func (n *Node) runPasses(ctx context.Context) {
-	pause := 5 * time.Second
-	if n.cfg.Quick {
-		pause = 200 * time.Millisecond
-	}
 	for _, p := range n.passes() {
 		n.running.Go(func() {
 			for {
@@ -49,11 +45,19 @@ func (n *Node) runPasses(ctx context.Context) {
 				select {
 				case <-ctx.Done():
 					return
-				case <-time.After(pause):
+				case <-time.After(n.pause()):
 				}
 			}
 		})
 	}
+}
+
+// pause is what lies between two rounds at least.
+func (n *Node) pause() time.Duration {
+	if n.cfg.Quick {
+		return 200 * time.Millisecond
+	}
+	return 5 * time.Second
 }
 
 // dropLentPins ends the trust in what a member told about others once this

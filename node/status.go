@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/flotilla-registry/flotilla/metadata"
@@ -102,7 +103,31 @@ func (n *Node) Status(ctx context.Context) Status {
 	return s
 }
 
+// lookEvery is how often the members are asked how their copies are, however
+// many ask this node.
+const lookEvery = time.Second
+
+// copiesLook is the last look at the copies of all members. Whoever comes while
+// one is under way waits for it, which mesh bounds.
+type copiesLook struct {
+	mu   sync.Mutex
+	at   time.Time
+	last CopiesStatus
+}
+
 func (n *Node) copiesStatus(ctx context.Context) CopiesStatus {
+	l := &n.copies
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.at.IsZero() || time.Since(l.at) >= lookEvery {
+		// That one caller leaves must not cut the look of the others short.
+		l.last = n.lookAtCopies(context.WithoutCancel(ctx))
+		l.at = time.Now()
+	}
+	return l.last
+}
+
+func (n *Node) lookAtCopies(ctx context.Context) CopiesStatus {
 	h, silent := n.blobs.MeshHealth(ctx)
 	c := CopiesStatus{
 		At: h.At, Blobs: h.Blobs, Short: h.Short, OneZone: h.OneZone, Lost: h.Lost,

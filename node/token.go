@@ -15,7 +15,8 @@ import (
 
 // An operator shows a token that anybody who has the mesh's secret can make: the
 // time until which it is good, and an HMAC over that. The secret itself never
-// crosses the public port, and what a listener may catch soon is worth nothing.
+// crosses the public port, and what a listener may catch is worth nothing after
+// ten minutes: the token's life, and what clocks may differ by.
 const (
 	tokenLife  = 5 * time.Minute
 	tokenDrift = tokenLife // that clocks may differ by

@@ -52,7 +52,7 @@ type trust struct {
 
 	// outlived is told that a member of ours is of a later epoch than we are.
 	// It must return soon. nil tells nobody.
-	outlived func(epoch uint64)
+	outlived func(epoch metadata.Epoch)
 
 	mu      sync.RWMutex // guards the fields below
 	cluster metadata.Cluster

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -25,6 +28,8 @@ type remote struct {
 	server     string
 	secretFile string // "" for calls that change nothing
 	plaintext  bool
+	ca         string // file of the authorities that signed the node's certificate; "" for the system's
+	insecure   bool   // any certificate will do
 }
 
 // flags declares what each command that changes the mesh needs to reach it.
@@ -36,6 +41,34 @@ func (r *remote) flags(c *cobra.Command) {
 
 func (r *remote) serverFlag(c *cobra.Command) {
 	c.Flags().StringVar(&r.server, "server", "http://127.0.0.1:5000", "public address of any node")
+	c.Flags().StringVar(&r.ca, "ca", "", "PEM file of the authorities that the node's certificate is checked with (default the system's)")
+	c.Flags().BoolVar(&r.insecure, "insecure-tls", false, "accept any certificate")
+	// What an operator says anew each time, such as --yes, no variable says.
+	c.PreRunE = func(c *cobra.Command, _ []string) error {
+		return fromEnvironment(c.Flags(), []string{"server", "secret-file", "ca"})
+	}
+}
+
+// client returns what sends the requests, with the trust that was asked for.
+func (r *remote) client() (*http.Client, error) {
+	if r.ca == "" && !r.insecure {
+		return http.DefaultClient, nil
+	}
+	trust := &tls.Config{InsecureSkipVerify: r.insecure}
+	if r.ca != "" {
+		pem, err := os.ReadFile(r.ca)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--ca: %w", err)}
+		}
+		trust.RootCAs = x509.NewCertPool()
+		if !trust.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, usageError{fmt.Errorf("--ca %s: it holds no certificate in PEM", r.ca)}
+		}
+	}
+	// One request each: a connection that was kept would have no user.
+	return &http.Client{Transport: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, TLSClientConfig: trust, ForceAttemptHTTP2: true, DisableKeepAlives: true,
+	}}, nil
 }
 
 // call sends a request and returns the body of a good answer, which the caller
@@ -58,7 +91,11 @@ func (r *remote) call(ctx context.Context, method, path string, body io.Reader) 
 			return nil, err
 		}
 	}
-	resp, err := http.DefaultClient.Do(req)
+	client, err := r.client()
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +112,7 @@ func (r *remote) sign(req *http.Request) error {
 	ip := net.ParseIP(host)
 	local := host == "localhost" || ip != nil && ip.IsLoopback()
 	if req.URL.Scheme != "https" && !local && !r.plaintext {
-		return usageError{errors.New("--server is plain HTTP on another machine: whoever listens could do the same for five minutes; use https, run the command there, or say --plaintext")}
+		return usageError{errors.New("--server is plain HTTP on another machine: whoever listens could do the same for ten minutes; use https, run the command there, or say --plaintext")}
 	}
 	token, err := node.OperatorToken(r.secretFile, time.Now())
 	if err != nil {

@@ -2,11 +2,14 @@ package main
 
 import (
 	"archive/tar"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -69,7 +72,22 @@ func saveBackup(name string, archive io.Reader) (held holdings, err error) {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return held, fmt.Errorf("the backup did not come whole: %w", err)
 	}
-	return held, os.Rename(f.Name(), name)
+	if err := os.Rename(f.Name(), name); err != nil {
+		return held, err
+	}
+	return held, syncFolder(filepath.Dir(name))
+}
+
+// syncFolder makes the name of a new file durable, where a system can do that.
+func syncFolder(name string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // holdings is what an archive holds.
@@ -96,6 +114,8 @@ func listArchive(r io.Reader) (h holdings, err error) {
 			return h, nil
 		case err != nil:
 			return h, err
+		case h.catalogue > 0:
+			return h, errors.New("the catalogue is not its last entry")
 		case entry.Name == node.ArchiveCatalogue:
 			h.catalogue = entry.Size
 		case strings.HasPrefix(entry.Name, node.ArchiveBlobs):
@@ -141,7 +161,11 @@ then their pulls fail.`,
 				return err
 			}
 			defer body.Close()
-			fmt.Fprintf(c.OutOrStdout(), "restored %s\n", held)
+			var got node.Restored
+			if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(&got); err != nil {
+				return fmt.Errorf("%s does not answer like a flotilla node", r.server)
+			}
+			fmt.Fprintf(c.OutOrStdout(), "restored the names and %d blobs of %s\n", got.Blobs, size(got.Bytes))
 			return nil
 		},
 	}

@@ -14,7 +14,7 @@ import (
 
 func gcCommand() *cobra.Command {
 	var r remote
-	var dryRun bool
+	var dryRun, yes bool
 	keep := ""
 	c := &cobra.Command{
 		Use:   "gc",
@@ -26,20 +26,14 @@ once; --dry-run lists what would go, and why.
 
 Manifests without a tag are kept, unless --keep-untagged sets after how long
 they may go; manifests that an index names, or that refer to one that is there,
-stay in any case.`,
+stay in any case. Without --yes, --keep-untagged says what it would mean.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var done struct{}
 			switch {
 			case keep != "" && dryRun:
 				return usageError{errors.New("--dry-run and --keep-untagged do not go together")}
 			case keep != "":
-				if keep == "forever" {
-					keep = "0"
-				}
-				if _, err := time.ParseDuration(keep); err != nil {
-					return usageError{fmt.Errorf("--keep-untagged %q: want a duration such as 720h, or forever", keep)}
-				}
-				return r.fetch(c.Context(), http.MethodPut, "/flotilla/v1/gc/untagged?after="+keep, &done)
+				return r.keepUntagged(c, keep, yes)
 			case dryRun:
 				return r.printGarbage(c)
 			}
@@ -49,7 +43,36 @@ stay in any case.`,
 	r.flags(c)
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "list what would go and why, and drop nothing")
 	c.Flags().StringVar(&keep, "keep-untagged", "", "from now on, keep manifests without a tag for this long (720h), or forever; mesh-wide")
+	c.Flags().BoolVar(&yes, "yes", false, "do it: for --keep-untagged")
 	return c
+}
+
+// keepUntagged sets how long manifests without a tag are kept. Only to keep
+// them for ever does no harm.
+func (r *remote) keepUntagged(c *cobra.Command, keep string, yes bool) error {
+	d := time.Duration(0)
+	if keep != "forever" {
+		var err error
+		if d, err = time.ParseDuration(keep); err != nil || d < 0 {
+			return usageError{fmt.Errorf("--keep-untagged %q: want a duration such as 720h, or forever", keep)}
+		}
+	}
+	if d > 0 && !yes {
+		s, err := r.status(c.Context())
+		if err != nil {
+			return err
+		}
+		now := "they are kept for ever"
+		if s.Cluster.UntaggedAfter > 0 {
+			now = "they are kept for " + s.Cluster.UntaggedAfter.String()
+		}
+		fmt.Fprintf(c.OutOrStdout(), "From now on every repository of the mesh behind %s would lose each manifest that has had no tag for %s,\n"+
+			"unless an index names it or it refers to one that is there; those that have had none for so long already\n"+
+			"would go at once, and can no longer be pulled by digest. Today %s.\n", r.server, d, now)
+		return errNotSaid
+	}
+	var done struct{}
+	return r.fetch(c.Context(), http.MethodPut, "/flotilla/v1/gc/untagged?after="+d.String(), &done)
 }
 
 func (r *remote) printGarbage(c *cobra.Command) error {

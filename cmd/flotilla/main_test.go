@@ -311,14 +311,14 @@ func TestEnvironmentSetsFlags(t *testing.T) {
 	if err := flags.Parse([]string{"--zone", "ship"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := fromEnvironment(flags); err != nil {
+	if err := fromEnvironment(flags, nil); err != nil {
 		t.Fatal(err)
 	}
 	if cfg.PeerListen != ":6001" || cfg.Zone != "ship" || len(cfg.Join) != 2 {
 		t.Errorf("peer-listen %q, zone %q, join %q", cfg.PeerListen, cfg.Zone, cfg.Join)
 	}
 	t.Setenv("FLOTILLA_REPLICAS", "many")
-	if err := fromEnvironment(flags); err == nil || !strings.Contains(err.Error(), "FLOTILLA_REPLICAS") {
+	if err := fromEnvironment(flags, nil); err == nil || !strings.Contains(err.Error(), "FLOTILLA_REPLICAS") {
 		t.Errorf("error %v, want one that names the variable", err)
 	}
 }

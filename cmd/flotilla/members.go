@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +30,7 @@ process ends. The command shows how far that is and may be interrupted: the
 node goes on, and the same command looks again.`,
 		Args: oneArgument("node"),
 		RunE: func(c *cobra.Command, args []string) error {
-			member, err := r.member(c.Context(), args[0])
+			member, asked, err := r.member(c.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -42,7 +45,7 @@ node goes on, and the same command looks again.`,
 			if cancel || detach {
 				return nil
 			}
-			return r.watchDrain(c.Context(), c.OutOrStdout(), member)
+			return r.watchDrain(c.Context(), c.OutOrStdout(), member, asked)
 		},
 	}
 	r.flags(c)
@@ -51,49 +54,61 @@ node goes on, and the same command looks again.`,
 	return c
 }
 
-// member finds the member that people call name.
-func (r *remote) member(ctx context.Context, name string) (node.MemberStatus, error) {
+// member finds the member that people call name, and says whether it is the
+// node asked.
+func (r *remote) member(ctx context.Context, name string) (found node.MemberStatus, asked bool, err error) {
 	s, err := r.status(ctx)
 	if err != nil {
-		return node.MemberStatus{}, err
+		return found, false, err
 	}
 	for _, m := range s.Members {
 		if m.Name == name || m.ID == name {
-			return m, nil
+			return m, m.ID == s.Node.ID, nil
 		}
 	}
-	return node.MemberStatus{}, fmt.Errorf("the mesh has no member called %s", name)
+	return found, false, fmt.Errorf("the mesh has no member called %s", name)
 }
 
-// watchDrain returns when the member has left. The node that is asked may be
-// the one that leaves: then it stops answering.
-func (r *remote) watchDrain(ctx context.Context, out io.Writer, member node.MemberStatus) error {
-	last := ""
+// surely is how many looks in a row must show what may pass: gossip hears of
+// the goodbye of a node that leaves before the catalogue has that it left, and a
+// node that stops cuts connections before its port is closed.
+const surely = 10
+
+// watchDrain returns when the member, whose drain has begun, has left. It may be
+// the node asked: then nobody listens there any more.
+func (r *remote) watchDrain(ctx context.Context, out io.Writer, member node.MemberStatus, asked bool) error {
+	last, down, mute := "", 0, 0
 	for {
 		s, err := r.status(ctx)
+		var network *net.OpError
 		switch {
 		case ctx.Err() != nil:
 			return nil // the node goes on
-		case err != nil:
-			return fmt.Errorf("%w; ask another node how far %s is", err, member.Name)
-		}
-		line := ""
-		for _, m := range s.Members {
-			switch {
-			case m.ID != member.ID:
-			case m.State == "down":
-				line = member.Name + " is down: it can hand over nothing; flotilla remove lets it go"
-			default:
-				line = fmt.Sprintf("%s: %s", member.Name, m.Standing)
-			}
-		}
-		if line == "" {
+		case err != nil && asked && errors.As(err, &network) && network.Op == "dial":
 			fmt.Fprintf(out, "%s has left the mesh\n", member.Name)
 			return nil
-		}
-		if line != last {
-			fmt.Fprintln(out, line)
-			last = line
+		case err != nil:
+			if mute++; !asked || mute == surely {
+				return fmt.Errorf("%w; ask another node how far %s is", err, member.Name)
+			}
+		default:
+			mute = 0
+			i := slices.IndexFunc(s.Members, func(m node.MemberStatus) bool { return m.ID == member.ID })
+			if i < 0 {
+				fmt.Fprintf(out, "%s has left the mesh\n", member.Name)
+				return nil
+			}
+			m := s.Members[i]
+			if down++; m.State != "down" {
+				down = 0
+			}
+			if down == surely {
+				return fmt.Errorf("%s is down: it can hand over nothing; flotilla remove lets it go", member.Name)
+			}
+			if line := fmt.Sprintf("%s: %s", member.Name, m.Standing); down == 0 && line != last {
+				fmt.Fprintln(out, line)
+				last = line
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -110,7 +125,7 @@ func removeCommand() *cobra.Command {
 		Short: "Bury a node that is gone for good, so that the others make its copies again",
 		Args:  oneArgument("node"),
 		RunE: func(c *cobra.Command, args []string) error {
-			member, err := r.member(c.Context(), args[0])
+			member, _, err := r.member(c.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +42,7 @@ FLOTILLA_PEER_LISTEN. The command line wins.`,
 		},
 	}
 	serveFlags(c.Flags(), &cfg)
-	c.PreRunE = func(c *cobra.Command, _ []string) error { return fromEnvironment(c.Flags()) }
+	c.PreRunE = func(c *cobra.Command, _ []string) error { return fromEnvironment(c.Flags(), nil) }
 	return c
 }
 
@@ -81,15 +82,15 @@ func serveFlags(f *pflag.FlagSet, cfg *node.Config) {
 	f.Lookup("weight").DefValue = "0" // which the help leaves out: the text says what it is
 }
 
-// fromEnvironment sets each flag that the command line left alone from its
-// FLOTILLA_ variable. Variables that name no flag are left alone: Kubernetes
+// fromEnvironment sets each flag (of names, unless that is nil) that the command
+// line left alone from its FLOTILLA_ variable. Variables that name no flag are left alone: Kubernetes
 // makes some for a service that is called flotilla.
-func fromEnvironment(f *pflag.FlagSet) error {
+func fromEnvironment(f *pflag.FlagSet, names []string) error {
 	var errs []error
 	f.VisitAll(func(flag *pflag.Flag) {
 		name := environmentName(flag.Name)
 		value, set := os.LookupEnv(name)
-		if !set || flag.Changed {
+		if !set || flag.Changed || names != nil && !slices.Contains(names, flag.Name) {
 			return
 		}
 		if err := f.Set(flag.Name, value); err != nil {
