@@ -269,6 +269,57 @@ func TestWritesAtRestore(t *testing.T) {
 	}
 }
 
+// Replicas that have applied the same have the same hash, one that got it from a
+// snapshot too; another command makes it another.
+func TestStateHash(t *testing.T) {
+	m := newMesh(t)
+	m.bounds.trailing = 4
+	for range 2 {
+		m.add("z")
+	}
+	for i := range 30 {
+		must(t, m.leader().push("r", fmt.Sprint(i%7), i))
+	}
+	latest(t, m.leader())
+	m.add("z")
+	m.settle(3)
+	same := func() (index uint64, hash string) {
+		t.Helper()
+		eventually(t, "the same hash everywhere", func() error {
+			index, hash = 0, ""
+			for _, n := range m.running() {
+				i, h, err := n.StateHash(context.Background())
+				must(t, err)
+				if hash != "" && i == index && h != hash {
+					t.Fatalf("at entry %d %s has %s, another %s", i, n.id, h, hash)
+				}
+				if hash != "" && i != index {
+					return fmt.Errorf("%s is at entry %d, another at %d", n.id, i, index)
+				}
+				index, hash = i, h
+			}
+			return nil
+		})
+		return index, hash
+	}
+	index, hash := same()
+	if index == 0 || len(hash) != 64 {
+		t.Errorf("%q at entry %d", hash, index)
+	}
+	must(t, m.leader().push("r", "more", 31))
+	if i, h := same(); i <= index || h == hash {
+		t.Errorf("%s at entry %d, after %s at %d", h, i, hash, index)
+	}
+	for _, n := range m.running() {
+		n.nothingSpare(t)
+	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := m.leader().StateHash(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("for nobody: %v", err)
+	}
+}
+
 // What a backup becomes: its names and log time, and of all else what the mesh
 // has that takes it.
 func TestRewrite(t *testing.T) {

@@ -301,6 +301,7 @@ const (
 	notLaterEpoch
 	levelTooLow
 	usedSince
+	othersDrain
 )
 
 // decision is a verdict with what the client is told beside it.
@@ -357,6 +358,8 @@ func (d decision) result() *applyResult {
 		r.err = oci.ErrDenied.Because("every member runs a later version of flotilla: upgrade this node")
 	case usedSince:
 		r.err = oci.ErrDenied.Because("the blob was used meanwhile")
+	case othersDrain:
+		r.err = oci.ErrDenied.Because("no other member owns blobs, and some are draining: take that back for one of them first")
 	default: // a newer node's, in a snapshot
 		r.err = oci.ErrDenied.Because("refused")
 	}

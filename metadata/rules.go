@@ -152,6 +152,11 @@ func (t *tx) member(op *wire.Member) (decision, error) {
 			return decision{}, err
 		}
 	}
+	if op.Removed {
+		if v, err := t.mayGo(op.Id); v != done || err != nil {
+			return decision{verdict: v}, err
+		}
+	}
 	t.membersChanged = true
 	m := memberRecord{buried: op.Removed}
 	if !op.Removed {

@@ -42,6 +42,30 @@ func (t *tx) standing(op *wire.Standing) (decision, error) {
 	return decision{}, t.b.Set(memberKey(op.Id), memberRecord{Member: *m}.encode(), nil)
 }
 
+// mayGo refuses to bury the last owner while others would own but for being
+// drained: they would hand over to nobody, and then leave with all there is.
+// Taking one of them back first makes the burial possible. It is where nobody
+// drains, since the last owner may be gone for good: members that are out come
+// in when they are back, and those of no weight were never to own anything.
+func (t *tx) mayGo(id string) (verdict, error) {
+	owned, others, drains := false, false, false
+	err := t.eachMember(func(m Member) error {
+		switch {
+		case m.ID == id:
+			owned = m.owns()
+		case m.owns():
+			others = true
+		case m.Draining && m.Weight > 0:
+			drains = true
+		}
+		return nil
+	})
+	if owned && !others && drains {
+		return othersDrain, err
+	}
+	return done, err
+}
+
 // owns reports whether blobs are placed on m.
 func (m Member) owns() bool { return m.Weight > 0 && !m.Out && !m.Draining }
 

@@ -9,6 +9,7 @@ import (
 )
 
 func out(id string, v bool) *wire.Standing     { return &wire.Standing{Id: id, Out: &v} }
+func gone(id string) *wire.Member              { return &wire.Member{Id: id, Removed: true} }
 func drained(id string, v bool) *wire.Standing { return &wire.Standing{Id: id, Draining: &v} }
 
 // TestMemberRules has a row for each rule about who owns blobs and who outlives
@@ -38,6 +39,12 @@ func TestMemberRules(t *testing.T) {
 		{"the last owner", []any{out("1", true), drained("2", true), drained("3", true)}, "no other member", "1o 2d 3 epoch 3"},
 		{"the last owner beside one that owns nothing", []any{idle, out("1", true), drained("2", true), out("3", true)}, "no other member", "1o 2d 3 4 epoch 3"},
 		{"the last owner again", []any{drained("1", true), drained("2", true), out("3", false)}, "", "1d 2d 3 epoch 3"},
+		{"the last owner dies beside one that drains", []any{drained("2", true), out("3", true), gone("1")}, "take that back", "1 2d 3o epoch 3"},
+		{"and beside one that is out and drains", []any{drained("2", true), out("2", true), gone("3"), gone("1")}, "take that back", "1 2od epoch 3"},
+		{"and that is taken back", []any{drained("2", true), out("3", true), drained("2", false), gone("1")}, "", "2 3o epoch 3"},
+		{"the last owner dies beside those that are out", []any{out("2", true), out("3", true), gone("1")}, "", "2o 3o epoch 3"},
+		{"the last owner dies beside one of no weight", []any{idle, gone("2"), gone("3"), gone("1")}, "", "4 epoch 3"},
+		{"who drains leaves", []any{drained("2", true), gone("2")}, "", "1 3 epoch 3"},
 		{"recovery", []any{&wire.Recover{Epoch: 4, Keep: []string{"2"}}}, "", "2 epoch 4"},
 		{"recovery keeps standing", []any{drained("2", true), &wire.Recover{Epoch: 4, Keep: []string{"1", "2"}}}, "", "1 2d epoch 4"},
 		{"recovery of the same epoch", []any{&wire.Recover{Epoch: 3, Keep: []string{"2"}}}, "came first", "1 2 3 epoch 3"},
