@@ -12,27 +12,12 @@ import (
 
 // admin runs one of flotilla's own commands against a node.
 func (w *world) admin(ctx context.Context, o options, n *rig.Node, args ...string) error {
-	args = append(args, "--server", n.URL(), "--secret-file", w.rig.Secret())
+	args = append(args, "--server", n.URL(), "--secret-file", w.rig.Secret(), "--plaintext")
 	out, err := exec.CommandContext(ctx, o.binary, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("flotilla %s: %w: %s", strings.Join(args, " "), err, out)
 	}
 	return nil
-}
-
-// commands are the names of the commands that a binary has.
-func commands(ctx context.Context, binary string) (map[string]bool, error) {
-	out, err := exec.CommandContext(ctx, binary, "--help").Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s --help: %w", binary, err)
-	}
-	names := map[string]bool{}
-	for line := range strings.Lines(string(out)) {
-		if fields := strings.Fields(line); strings.HasPrefix(line, "  ") && len(fields) > 1 {
-			names[fields[0]] = true
-		}
-	}
-	return names, nil
 }
 
 // copiesOf counts the disks of the mesh that hold all of an image, at least.
