@@ -19,12 +19,12 @@ import (
 
 // judge ends the clients' work, heals all faults and checks everything that
 // must hold of what they did.
-func (w *world) judge(ctx context.Context, o options) error {
+func (w *world) judge(ctx context.Context) error {
 	w.working.Wait()
 	if _, err := w.recover(ctx); err != nil {
 		return err
 	}
-	w.scrubbed(ctx, o)
+	w.scrubbed(ctx)
 	w.copies(ctx)
 	w.equal(ctx)
 	w.readTags(ctx)

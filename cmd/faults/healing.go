@@ -50,10 +50,21 @@ func (w *world) scarce() (scarce []digest.Digest) {
 // scrubEvery is how often a node reads again what it stores, at most.
 const scrubEvery = 7 * time.Hour
 
-// scrubbed has every node read what it stores and expects that no copy that was
-// damaged on purpose is there any more, but for those made whole again.
-func (w *world) scrubbed(ctx context.Context, o options) {
-	if _, lacks := o.lacking([]string{rig.Clocks}); lacks || len(w.rot) == 0 {
+// rotten counts the copies that were damaged on purpose and are so still.
+func (w *world) rotten() (n int) {
+	for c := range w.rot {
+		if c.node.Rotten(c.digest.String()) {
+			n++
+		}
+	}
+	return n
+}
+
+// scrubbed has every node read what it stores, and expects that none keeps a
+// damaged copy.
+func (w *world) scrubbed(ctx context.Context) {
+	damaged, begun := w.rotten(), time.Now()
+	if damaged == 0 {
 		return
 	}
 	for _, n := range w.mesh {
@@ -64,18 +75,10 @@ func (w *world) scrubbed(ctx context.Context, o options) {
 	if _, err := w.recover(ctx); err != nil {
 		return
 	}
-	begun := time.Now()
-	if err := await(ctx, time.Minute, "no damaged copy is left", func() bool {
-		for c := range w.rot {
-			if c.node.Rotten(c.digest.String()) {
-				return false
-			}
-		}
-		return true
-	}); err != nil && ctx.Err() == nil {
+	if err := await(ctx, time.Minute, "no damaged copy is left", func() bool { return w.rotten() == 0 }); err != nil && ctx.Err() == nil {
 		w.fail("scrub", "%v", err)
 	}
-	w.say("%d damaged copies found and put right in %.1f s", len(w.rot), time.Since(begun).Seconds())
+	w.say("of %d damaged copies %d were found before, and scrubbing found %d within %.1f s", len(w.rot), len(w.rot)-damaged, damaged-w.rotten(), time.Since(begun).Seconds())
 }
 
 // heal: a disk is lost for good and its node removed. Every blob has two copies

@@ -148,5 +148,5 @@ func play(ctx context.Context, o options, s scenario, r *report) (err error) {
 		w.working.Wait()
 		return err
 	}
-	return w.judge(ctx, o)
+	return w.judge(ctx)
 }

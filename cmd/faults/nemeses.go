@@ -37,6 +37,7 @@ func (e event) one(nodes []*rig.Node) *rig.Node { return nodes[e.draw%uint64(len
 // nemeses are all faults that a schedule is dealt from.
 func nemeses() []nemesis {
 	disks := []string{rig.Disks}
+	clocks := []string{rig.Clocks} // to have it scrubbed at the end
 	return []nemesis{
 		{"kill-leader", nil, killLeader},
 		{"kill-follower", nil, killFollower},
@@ -55,10 +56,10 @@ func nemeses() []nemesis {
 		{"sync-fails", []string{rig.Tracing}, syncFails},
 		{"sync-hangs", []string{rig.Tracing}, syncHangs},
 		{"slow-line", []string{rig.Shaping}, slowLine},
-		{"rot", nil, rotByte},
-		{"liar", nil, rotHalf},
+		{"rot", clocks, rotByte},
+		{"liar", clocks, rotHalf},
 		{"rolling-restart", nil, rollingRestart},
-		{"clock", []string{rig.Clocks}, clockStep},
+		{"clock", clocks, clockStep},
 		{"join-and-leave", nil, joinAndLeave},
 	}
 }
