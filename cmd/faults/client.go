@@ -17,6 +17,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/flotilla-registry/flotilla/cmd/faults/rig"
+	"github.com/flotilla-registry/flotilla/node"
 )
 
 // client speaks to the mesh as a registry's client does, one request at a node
@@ -237,6 +238,30 @@ func (c *client) status(ctx context.Context, n *rig.Node) (s status, err error) 
 		return s, err
 	}
 	return s, json.Unmarshal(a.body, &s)
+}
+
+// collect has the whole mesh begin a round of garbage collection. The token is
+// an operator's whose clock says now, as the nodes' do.
+func (c *client) collect(ctx context.Context, n *rig.Node, secretFile string, now time.Time) error {
+	token, err := node.OperatorToken(secretFile, now)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.URL()+"/flotilla/v1/gc", nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
+		return fmt.Errorf("collect: %d %s", resp.StatusCode, text)
+	}
+	return nil
 }
 
 // writable reports whether a node takes writes now.

@@ -24,7 +24,8 @@ func (w *world) judge(ctx context.Context) error {
 	if _, err := w.recover(ctx); err != nil {
 		return err
 	}
-	w.copies()
+	w.scrubbed(ctx)
+	w.copies(ctx)
 	w.equal(ctx)
 	w.readTags(ctx)
 	w.pullAll(ctx)
@@ -41,28 +42,16 @@ func (w *world) judge(ctx context.Context) error {
 }
 
 // copies looks on the disks for two copies of every blob that was acknowledged.
-func (w *world) copies() {
+// A node that left and a copy that was bad may have left work for repair.
+func (w *world) copies(ctx context.Context) {
 	if w.wiped {
-		return // what a disk takes with it is for repair to bring back
+		return // the node whose disk that was may come back: nobody makes its copies again yet
 	}
-	kept, _ := w.images.all()
-	seen := map[digest.Digest]bool{}
-	for _, i := range kept {
-		for _, p := range i.parts {
-			if seen[p.digest] {
-				continue
-			}
-			seen[p.digest] = true
-			n := 0
-			for _, node := range w.rig.Nodes() { // any disk's copy counts, also that of a node which left
-				if node.Holds(p.digest.String()) {
-					n++
-				}
-			}
-			if n < 2 {
-				w.fail("copies", "%d copies of %s, which was acknowledged with two", n, p.digest)
-			}
-		}
+	if err := await(ctx, time.Minute, "", func() bool { return len(w.scarce()) == 0 }); err == nil {
+		return
+	}
+	for _, d := range w.scarce() {
+		w.fail("copies", "%d copies of %s, which was acknowledged with two", w.copiesOf(d), d)
 	}
 }
 

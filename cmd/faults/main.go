@@ -29,7 +29,6 @@ type options struct {
 	nemeses   []string
 	scenarios []string
 	lacks     map[string]string // of the machine
-	commands  map[string]bool   // of the binary
 }
 
 // lacking reports whether the machine lacks what is needed, and what.
@@ -104,10 +103,6 @@ func parse(args []string) (o options, err error) {
 func run(ctx context.Context, o options) error {
 	r := newReport(os.Stdout)
 	o.lacks = rig.Lacks()
-	var err error
-	if o.commands, err = commands(ctx, o.binary); err != nil {
-		return err
-	}
 	if why, lacks := o.lacking([]string{rig.Lines}); lacks {
 		r.lack("everything", why)
 		r.close()
@@ -118,13 +113,7 @@ func run(ctx context.Context, o options) error {
 		if len(o.scenarios) > 0 && !slices.Contains(o.scenarios, s.name) {
 			continue
 		}
-		why, lacks := o.lacking(s.needs)
-		for _, command := range s.with {
-			if !o.commands[command] {
-				why, lacks = "this flotilla has no command "+command, true
-			}
-		}
-		if lacks {
+		if why, lacks := o.lacking(s.needs); lacks {
 			r.lack(s.name, why)
 			continue
 		}

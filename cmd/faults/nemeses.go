@@ -37,6 +37,7 @@ func (e event) one(nodes []*rig.Node) *rig.Node { return nodes[e.draw%uint64(len
 // nemeses are all faults that a schedule is dealt from.
 func nemeses() []nemesis {
 	disks := []string{rig.Disks}
+	clocks := []string{rig.Clocks} // to have it scrubbed at the end
 	return []nemesis{
 		{"kill-leader", nil, killLeader},
 		{"kill-follower", nil, killFollower},
@@ -55,10 +56,10 @@ func nemeses() []nemesis {
 		{"sync-fails", []string{rig.Tracing}, syncFails},
 		{"sync-hangs", []string{rig.Tracing}, syncHangs},
 		{"slow-line", []string{rig.Shaping}, slowLine},
-		{"rot", nil, rotByte},
-		{"liar", nil, rotHalf},
+		{"rot", clocks, rotByte},
+		{"liar", clocks, rotHalf},
 		{"rolling-restart", nil, rollingRestart},
-		{"clock", []string{rig.Clocks}, clockStep},
+		{"clock", clocks, clockStep},
 		{"join-and-leave", nil, joinAndLeave},
 	}
 }
@@ -343,12 +344,11 @@ func (w *world) rots(ctx context.Context, e event, cut bool) error {
 		if !n.Holds(d.String()) {
 			continue
 		}
-		mend, err := w.damage(n, d, cut)
-		if err != nil {
+		if _, err := w.damage(n, d, cut); err != nil { // to mend it is for the mesh
 			return err
 		}
 		w.served(ctx, w.mesh, i, "with one bad copy")
-		return errors.Join(wait(ctx, e.hold), mend())
+		return wait(ctx, e.hold)
 	}
 	return fmt.Errorf("nobody holds %s", d)
 }
@@ -393,8 +393,8 @@ func clockStep(ctx context.Context, w *world, e event) error {
 	return errors.Join(wait(ctx, e.hold), leader.SetClock(0))
 }
 
-// joinAndLeave has one more node enter, serve, and go again in good order. It
-// stays a member that is down until members can be removed.
+// joinAndLeave has one more node enter with an empty disk, serve, and go again:
+// it hands over what it holds, or it dies and is removed.
 func joinAndLeave(ctx context.Context, w *world, e event) error {
 	n := w.rig.Nodes()[len(w.mesh)]
 	if err := n.Start(); err != nil {
@@ -411,5 +411,31 @@ func joinAndLeave(ctx context.Context, w *world, e event) error {
 	if err := wait(ctx, e.hold); err != nil {
 		return err
 	}
-	return n.Stop(ctx)
+	if err := w.leave(ctx, n, e.draw%2 == 0); err != nil {
+		return err
+	}
+	return n.Wipe(ctx)
+}
+
+// leave ends a node's membership.
+func (w *world) leave(ctx context.Context, n *rig.Node, handOver bool) error {
+	if !handOver {
+		n.Kill()
+		return w.admin(ctx, w.mesh[0], "remove", "--yes", n.Name)
+	}
+	n.MayEnd() // it is to stop once it has left
+	limited, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	begun := time.Now()
+	err := w.admin(limited, w.mesh[0], "drain", n.Name)
+	if err == nil {
+		err = n.Ended(limited)
+	}
+	if err != nil && ctx.Err() == nil {
+		w.fail("healing", "%s was to leave: %v", n.Name, err)
+		n.Kill()
+		return w.admin(ctx, w.mesh[0], "remove", "--yes", n.Name)
+	}
+	w.say("  %s handed over and left within %.1f s", n.Name, time.Since(begun).Seconds())
+	return ctx.Err()
 }

@@ -16,21 +16,20 @@ type scenario struct {
 	nodes int
 	apart bool     // Raft has a disk of its own
 	needs []string // of rig.Lacks
-	with  []string // commands that flotilla must have
 	run   func(ctx context.Context, w *world, o options) error
 }
 
 func scenarios() []scenario {
 	return []scenario{
-		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, []string{rig.Shaping}, nil, oneCopy},
-		{"power", "the power goes with the answer to a push", 5, true, []string{rig.Disks}, nil, power},
-		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, nil, nil, oldLeader},
-		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, nil, nil, minority},
-		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, nil, nil, lostAnswer},
-		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, nil, nil, badCopy},
-		{"heal", "a disk is lost for good", 5, false, nil, []string{"remove"}, heal},
-		{"collect", "days go by, and what was deleted goes", 5, false, []string{rig.Clocks}, []string{"gc"}, collect},
-		{"schedule", "clients at work, and every fault in a random order", 5, false, nil, nil, runSchedule},
+		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, []string{rig.Shaping}, oneCopy},
+		{"power", "the power goes with the answer to a push", 5, true, []string{rig.Disks}, power},
+		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, nil, oldLeader},
+		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, nil, minority},
+		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, nil, lostAnswer},
+		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, nil, badCopy},
+		{"heal", "a disk is lost for good", 5, false, nil, heal},
+		{"collect", "days go by, and what was deleted goes", 5, false, []string{rig.Clocks}, collect},
+		{"schedule", "clients at work, and every fault in a random order", 5, false, nil, runSchedule},
 	}
 }
 

@@ -167,22 +167,22 @@ func (w *world) recover(ctx context.Context) (time.Duration, error) {
 	}
 	for _, n := range w.mesh {
 		n.Resume()
-		w.noteEnds(n)
-		if n.Runs() {
-			continue
-		}
-		if err := n.Start(); err != nil {
-			return 0, err
-		}
 	}
+	var broken error
 	err := await(ctx, 45*time.Second, "every node takes writes again after the fault", func() bool {
+		all := true
 		for _, n := range w.mesh {
-			if !w.client.writable(ctx, n) {
-				return false
+			w.noteEnds(n)
+			if !n.Runs() { // it may end of the fault only after that is over
+				broken = errors.Join(broken, n.Start())
 			}
+			all = all && w.client.writable(ctx, n)
 		}
-		return true
+		return all || broken != nil
 	})
+	if broken != nil {
+		return 0, broken
+	}
 	if err != nil && ctx.Err() == nil {
 		w.fail("progress", "%v", err)
 	}

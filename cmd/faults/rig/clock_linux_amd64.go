@@ -15,22 +15,30 @@ import (
 
 // A process asks for the time in the vDSO: code of the kernel in its own memory,
 // which is private to it and may be changed by whoever may trace it. No other
-// way leads to one process's wall clock: time namespaces have none, and a static
-// program loads no library that could stand between.
+// way leads to one process's clocks: time namespaces have no wall clock and are
+// for processes yet to come, and a static program loads no library that could
+// stand between.
 
-// skewed is the machine code of clock_gettime for a clock that is off by so many
-// seconds: the system call, and then, for CLOCK_REALTIME alone, the addition.
+// clocks are how many seconds a process's clocks are ahead of the machine's.
+type clocks struct{ wall, monotonic int64 }
+
+// code is clock_gettime for such clocks in machine code: the system call, and
+// then, for CLOCK_REALTIME (0) and CLOCK_MONOTONIC (1) alone, the addition.
 //
 //	mov  $228, %eax
 //	syscall
-//	test %edi, %edi
-//	jne  done
-//	mov  $seconds, %rcx
-//	add  %rcx, (%rsi)
+//	cmp  $1, %edi
+//	ja   done
+//	mov  $wall, %rcx
+//	jb   add
+//	mov  $monotonic, %rcx
+//	add:  add %rcx, (%rsi)
 //	done: ret
-func skewed(seconds int64) []byte {
-	code := []byte{0xb8, 0xe4, 0, 0, 0, 0x0f, 0x05, 0x85, 0xff, 0x75, 0x0d, 0x48, 0xb9}
-	code = binary.LittleEndian.AppendUint64(code, uint64(seconds))
+func (c clocks) code() []byte {
+	code := []byte{0xb8, 0xe4, 0, 0, 0, 0x0f, 0x05, 0x83, 0xff, 0x01, 0x77, 0x19, 0x48, 0xb9}
+	code = binary.LittleEndian.AppendUint64(code, uint64(c.wall))
+	code = append(code, 0x72, 0x0a, 0x48, 0xb9)
+	code = binary.LittleEndian.AppendUint64(code, uint64(c.monotonic))
 	return append(code, 0x48, 0x01, 0x0e, 0xc3)
 }
 
@@ -39,15 +47,27 @@ func clockLacks() string { return "" }
 // SetClock steps the node's wall clock to so far ahead of the machine's, until
 // its process ends.
 func (n *Node) SetClock(ahead time.Duration) error {
-	p := n.process()
-	if p == nil {
-		return fmt.Errorf("%s does not run", n.Name)
-	}
-	return stepClock(p.cmd.Process.Pid, ahead)
+	return n.step(func(c *clocks) { c.wall = int64(ahead / time.Second) })
 }
 
-// stepClock changes the code by which a process asks for the time.
-func stepClock(pid int, ahead time.Duration) error {
+// Age makes the node's process older than it is: all timers that were to end in
+// that time end now. The wall clock stays.
+func (n *Node) Age(by time.Duration) error {
+	return n.step(func(c *clocks) { c.monotonic += int64(by / time.Second) })
+}
+
+func (n *Node) step(change func(*clocks)) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.run == nil {
+		return fmt.Errorf("%s does not run", n.Name)
+	}
+	change(&n.run.clocks)
+	return n.run.clocks.set(n.run.cmd.Process.Pid)
+}
+
+// set changes the code by which a process asks for the time.
+func (c clocks) set(pid int) error {
 	begin, size, err := vdso(pid)
 	if err != nil {
 		return err
@@ -61,7 +81,7 @@ func stepClock(pid int, ahead time.Duration) error {
 	if _, err := memory.ReadAt(library, int64(begin)); err != nil {
 		return fmt.Errorf("read the vDSO: %w", err)
 	}
-	code := skewed(int64(ahead / time.Second))
+	code := c.code()
 	at, err := function(library, "__vdso_clock_gettime", len(code))
 	if err != nil {
 		return err

@@ -13,3 +13,8 @@ func clockLacks() string {
 
 // SetClock steps the node's wall clock, where it can.
 func (n *Node) SetClock(time.Duration) error { return errors.New(clockLacks()) }
+
+// Age makes the node's process older than it is, where it can.
+func (n *Node) Age(time.Duration) error { return errors.New(clockLacks()) }
+
+type clocks struct{}

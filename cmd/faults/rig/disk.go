@@ -2,6 +2,7 @@ package rig
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -157,6 +158,12 @@ func (n *Node) Blob(digest string) string {
 func (n *Node) Holds(digest string) bool {
 	_, err := os.Stat(n.Blob(digest))
 	return err == nil
+}
+
+// Rotten reports whether the node stores other bytes as a blob.
+func (n *Node) Rotten(digest string) bool {
+	b, err := os.ReadFile(n.Blob(digest))
+	return err == nil && fmt.Sprintf("sha256:%x", sha256.Sum256(b)) != digest
 }
 
 // Rot changes one byte of a stored blob behind the node's back, or cuts off its

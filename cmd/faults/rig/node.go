@@ -30,7 +30,8 @@ type Node struct {
 type process struct {
 	cmd    *exec.Cmd
 	over   chan struct{} // closed when it has ended
-	wanted bool          // its end is: guarded by Node.mu
+	wanted bool          // its end is: guarded by Node.mu, as are its clocks
+	clocks clocks
 }
 
 // URL is where clients reach the node.
@@ -51,7 +52,7 @@ func (n *Node) Start() error {
 	defer log.Close()
 	args := []string{"--net=/run/netns/" + n.Name, n.rig.cfg.Binary, "serve", "--name", n.Name, "--data", n.data,
 		"--listen", n.Host + ":5000", "--peer-listen", n.Host + ":5001", "--gossip-listen", n.Host + ":5002", "--advertise", n.Host,
-		"--weight", "16", "--secret-file", n.rig.Secret()}
+		"--weight", "16", "--scrub-rate", "4GiB", "--secret-file", n.rig.Secret()}
 	if n.number == 1 {
 		args = append(args, n.rig.cfg.Flags...)
 	}
@@ -78,6 +79,9 @@ func (n *Node) founded() bool {
 	_, err := os.Stat(n.rig.Secret())
 	return err == nil
 }
+
+// Binary is flotilla.
+func (r *Rig) Binary() string { return r.cfg.Binary }
 
 // Secret is the file with the mesh's secret, which node 1 makes.
 func (r *Rig) Secret() string { return filepath.Join(r.cfg.Dir, "mesh.secret") }
