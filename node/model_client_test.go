@@ -38,7 +38,7 @@ type modelImage struct {
 	digest digest.Digest
 	body   []byte
 	blobs  []digest.Digest
-	begun  time.Time // when its push began
+	begun  time.Time // when its manifest was first sent
 }
 
 // modelName is a link or manifest that a client was told is there.
@@ -152,7 +152,7 @@ func (c *modelClient) push() {
 	if c.rnd.IntN(3) == 0 {
 		repo, low = c.keep(), modelLoose
 	}
-	img := &modelImage{begun: time.Now()}
+	img := &modelImage{}
 	for range 1 + c.rnd.IntN(3) {
 		if d := c.m.anyBlob(c.rnd, low, modelBlobs); !slices.Contains(img.blobs, d) {
 			img.blobs = append(img.blobs, d)
@@ -168,7 +168,9 @@ func (c *modelClient) push() {
 				return
 			}
 		}
-		c.m.dawdle(2)
+		for range c.rnd.IntN(4) { // longer than a link may be unused, now and then
+			c.m.dawdle(1)
+		}
 		switch c.putManifest(t, img) {
 		case http.StatusCreated:
 			return
@@ -281,8 +283,12 @@ func (c *modelClient) uploadOnce(p *modelPeer, repo string, d digest.Digest) int
 // it was, unless an attempt before had no answer.
 func (c *modelClient) putManifest(t *modelTag, img *modelImage) (status int) {
 	was := *t
+	img.begun = time.Now()
 	for range 6 {
 		p := c.m.anyPeer(c.rnd)
+		if late := c.m.late(); late != nil && c.rnd.IntN(4) == 0 {
+			p = late // what it knows may have expired
+		}
 		named, placed := c.m.naming(t.repo, img.digest, true), c.m.placing(img.digest)
 		t.sure = false
 		status = p.ask(http.MethodPut, "/v2/"+t.repo+"/manifests/"+t.tag, img.body, "Content-Type", v1.MediaTypeImageManifest).status
@@ -327,11 +333,9 @@ func (c *modelClient) pull() {
 // that it cannot tell now, unless the mesh is at rest.
 func (c *modelClient) check(p *modelPeer, t *modelTag, rest bool) {
 	img := t.image
-	fits := func(d digest.Digest, path string, want []byte, excused bool) {
+	fits := func(d digest.Digest, path string, want []byte) {
 		a := p.ask(http.MethodGet, path, nil)
-		c.m.mu.Lock()
-		excused = excused || c.m.exempt(d)
-		c.m.mu.Unlock()
+		excused := c.m.excused(d) || c.m.unlinkedSince(t.repo, d, img.begun)
 		switch {
 		case a.status == http.StatusOK && bytes.Equal(a.body.Bytes(), want):
 		case a.status == http.StatusOK && a.header.Get("Docker-Content-Digest") != d.String():
@@ -343,9 +347,9 @@ func (c *modelClient) check(p *modelPeer, t *modelTag, rest bool) {
 			c.m.violated(d, "%s at %s: %d %s", path, p.short(), a.status, a.body.String())
 		}
 	}
-	fits(img.digest, "/v2/"+t.repo+"/manifests/"+t.tag, img.body, false)
+	fits(img.digest, "/v2/"+t.repo+"/manifests/"+t.tag, img.body)
 	for _, d := range img.blobs {
-		fits(d, "/v2/"+t.repo+"/blobs/"+d.String(), c.m.contents[d], c.m.unlinkedSince(t.repo, d, img.begun))
+		fits(d, "/v2/"+t.repo+"/blobs/"+d.String(), c.m.contents[d])
 	}
 }
 

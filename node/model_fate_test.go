@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/flotilla-registry/flotilla/mesh/ring"
 )
@@ -12,7 +13,8 @@ import (
 type modelFate struct {
 	m       *model
 	rnd     *rand.Rand
-	lagging *modelPeer // its log is late
+	lagging *modelPeer // its log is late,
+	since   time.Time  // since then
 	away    *modelPeer // nobody reaches it
 	leaving *modelPeer // it drains
 }
@@ -20,30 +22,13 @@ type modelFate struct {
 // replicate begins an episode, with so many copies of each blob. All members
 // hear of it before anything else happens.
 func (f *modelFate) replicate(n int) {
-	f.change(func(r *modelRoster) { r.replicas = n })
-	f.tellAll()
-}
-
-// change makes another roster, of which members hear when they hear of it.
-func (f *modelFate) change(how func(r *modelRoster)) {
-	_, r := f.m.latest()
-	r.nodes = slices.Clone(r.nodes)
-	how(&r)
-	f.m.mu.Lock()
-	defer f.m.mu.Unlock()
-	f.m.rosters = append(f.m.rosters, r)
-}
-
-func (f *modelFate) tellAll() {
-	latest, _ := f.m.latest()
-	for _, p := range f.m.peers {
-		p.hear(latest)
-	}
+	f.m.change(func(r *modelRoster) { r.replicas = n })
+	f.m.tellAll()
 }
 
 // weigh changes the weight of a member, if enough others own blobs.
 func (f *modelFate) weigh(p *modelPeer, weight uint32) (changed bool) {
-	f.change(func(r *modelRoster) {
+	f.m.change(func(r *modelRoster) {
 		owners := 0
 		for _, n := range r.nodes {
 			if n.Weight > 0 && n.ID != p.id {
@@ -70,10 +55,7 @@ func (f *modelFate) spread(p *modelPeer, rnd *rand.Rand, done <-chan struct{}) {
 			return
 		default:
 		}
-		p.m.clock.Lock()
-		until := p.m.clock.steps + 1 + rnd.IntN(20)
-		p.m.clock.Unlock()
-		p.m.waitFor(until)
+		p.m.wait(1 + rnd.IntN(20))
 		p.view.Lock()
 		next := p.view.roster + 1
 		p.view.Unlock()
@@ -94,11 +76,11 @@ func (f *modelFate) run(done <-chan struct{}) {
 		}
 		p := f.m.peers[f.rnd.IntN(len(f.m.peers))]
 		switch f.rnd.IntN(10) {
-		case 0, 1, 2:
+		case 0, 1:
 			if p != f.away && p != f.leaving {
 				f.weigh(p, uint32(f.rnd.IntN(4)))
 			}
-		case 3, 4:
+		case 2, 3, 4:
 			f.late(p)
 		case 5:
 			if apart {
@@ -109,29 +91,26 @@ func (f *modelFate) run(done <-chan struct{}) {
 		default:
 			f.damage(p)
 		}
-		f.m.clock.Lock()
-		until := f.m.clock.steps + 1 + f.rnd.IntN(40)
-		f.m.clock.Unlock()
-		f.m.waitFor(until)
+		f.m.wait(1 + f.rnd.IntN(40))
 	}
 }
 
-// late makes p's log late, or ends that of whose is. A leader hears nothing
-// from others that it could miss.
+// late makes p's log late, for longer than what is pushed meanwhile may stay
+// without a name; or ends that. A leader hears nothing that it could miss.
 func (f *modelFate) late(p *modelPeer) {
 	if f.lagging != nil {
-		f.lagging.lagging.Store(false)
-		f.lagging.lag.Unlock()
+		if p != nil && time.Since(f.since) < 2*f.m.grace {
+			return
+		}
+		f.lagging.lag.end()
 		f.m.note("", "the log of %s is not late any more", f.lagging.short())
 		f.lagging = nil
 		return
 	}
-	if p.catalog.Status().State == "leader" {
+	if p.catalog.Status().State == "leader" || f.m.late() != nil || !p.lag.begin() {
 		return
 	}
-	p.lagging.Store(true)
-	p.lag.Lock()
-	f.lagging = p
+	f.lagging, f.since = p, time.Now()
 	f.m.note("", "the log of %s is late", p.short())
 }
 
@@ -181,14 +160,14 @@ func (f *modelFate) leave(p *modelPeer) {
 		return
 	}
 	f.m.note("", "%s leaves", p.short())
-	f.change(func(r *modelRoster) {
+	f.m.change(func(r *modelRoster) {
 		r.nodes = slices.DeleteFunc(r.nodes, func(n ring.Node) bool { return n.ID == p.id })
 	})
 	for _, d := range p.held() {
 		p.destroy(d)
 		f.m.left(p, d)
 	}
-	f.change(func(r *modelRoster) {
+	f.m.change(func(r *modelRoster) {
 		r.nodes = append(r.nodes, ring.Node{ID: p.id, Zone: p.zone, Weight: 1})
 	})
 	f.leaving = nil
@@ -228,7 +207,7 @@ func (f *modelFate) mend() {
 // end has all members hear what the others know, so that the mesh can come to
 // rest.
 func (f *modelFate) end() {
-	f.tellAll()
+	f.m.tellAll()
 	for _, p := range f.m.peers {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		f.m.await("a current replica", func() error { return p.catalog.Sync(ctx) })

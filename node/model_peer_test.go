@@ -41,13 +41,13 @@ type modelPeer struct {
 	public  http.Handler
 	lines   net.Listener // raft
 	web     net.Listener // everything else between members
-	lag     sync.RWMutex // held while this member's log is late
-	lagging atomic.Bool
+	lag     lateness
 	away    atomic.Bool  // no other member reaches it, nor it them
 	clients sync.RWMutex // held while no client may use it
 
-	pass sync.Mutex // held during a pass
-	now  modelPass  // what the running pass is; by m.mu
+	pass   sync.Mutex // held during a pass
+	dimmed bool       // its log is late until the end of the pass; by pass
+	now    modelPass  // what the running pass is; by m.mu
 
 	view struct {
 		sync.Mutex
@@ -73,13 +73,18 @@ type modelMark struct {
 
 func modelID(i int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i+1) }
 
-// newModelPeer starts a member; the first founds the mesh.
+// newModelPeer makes a member that answers at its ports once it has started.
 func (m *model) newModelPeer(i int) *modelPeer {
 	p := &modelPeer{m: m, id: modelID(i), zone: m.zones[i], dir: m.t.TempDir(), marks: map[digest.Digest]modelMark{}}
 	p.view.changed, p.view.down = make(chan struct{}), map[string]bool{}
 	p.lines, p.web = p.listen(), p.listen()
+	return p
+}
+
+func (p *modelPeer) start() {
+	m := p.m
 	ready := make(chan http.Handler, 1)
-	serve := sync.OnceValue(func() http.Handler { h := <-ready; ready <- h; return h })
+	serve := sync.OnceValue(func() http.Handler { return <-ready })
 	server := &http.Server{
 		Handler:  http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { serve().ServeHTTP(w, r) }),
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
@@ -121,7 +126,6 @@ func (m *model) newModelPeer(i int) *modelPeer {
 		}
 		client.CloseIdleConnections()
 	})
-	return p
 }
 
 // serve joins what members and clients ask of p.
@@ -174,6 +178,45 @@ func (p *modelPeer) enter(ctx context.Context, first bool) error {
 	return p.m.peers[0].catalog.Join(ctx, self)
 }
 
+// lateness is whether the news of the log reach a member late.
+type lateness struct {
+	mu   sync.Mutex
+	over chan struct{} // nil: they do not; else closed once they do not any more
+}
+
+// begin makes the news late, unless they are already; end ends it.
+func (l *lateness) begin() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over != nil {
+		return false
+	}
+	l.over = make(chan struct{})
+	return true
+}
+
+func (l *lateness) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.over)
+	l.over = nil
+}
+
+func (l *lateness) is() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over != nil
+}
+
+func (l *lateness) wait() {
+	l.mu.Lock()
+	over := l.over
+	l.mu.Unlock()
+	if over != nil {
+		<-over
+	}
+}
+
 // lateListener yields connections whose news come late while p lags.
 type lateListener struct {
 	net.Listener
@@ -195,8 +238,7 @@ type lateConn struct {
 
 func (c lateConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	c.p.lag.RLock()
-	defer c.p.lag.RUnlock()
+	c.p.lag.wait()
 	return n, err
 }
 
@@ -285,6 +327,10 @@ func (p *modelPeer) reconcile(ctx context.Context) {
 	if err := p.blobs.Reconcile(ctx); err != nil && ctx.Err() == nil {
 		p.m.note("", "pass at %s: %v", p.short(), err)
 	}
+	if p.dimmed {
+		p.lag.end()
+		p.dimmed = false
+	}
 	p.m.step()
 }
 
@@ -314,7 +360,11 @@ func (p *modelPeer) destroy(d digest.Digest) {
 func (p *modelPeer) ask(method, path string, body []byte, header ...string) *answerRecorder {
 	p.clients.RLock()
 	defer p.clients.RUnlock()
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	limit := 15 * time.Second
+	if method == http.MethodDelete { // which waits for members whose log is late
+		limit = time.Second
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, "http://"+p.id+path, bytes.NewReader(body))
 	if err != nil {

@@ -71,6 +71,7 @@ type modelRoster struct {
 
 const (
 	modelMembers = 5
+	modelClients = 16
 	modelBlobs   = 18
 	modelLoose   = 8 // of these, the first: pushed and dropped all the time, and named by few manifests
 	modelFragile = 2 // and the last: the model damages their copies
@@ -155,8 +156,10 @@ func (m *model) assemble() {
 	}
 	m.rosters = []modelRoster{{nodes, 2}}
 	for i := range m.ids {
-		p := m.newModelPeer(i)
-		m.peers = append(m.peers, p)
+		m.peers = append(m.peers, m.newModelPeer(i))
+	}
+	for i, p := range m.peers {
+		p.start()
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		err := p.enter(ctx, i == 0)
 		cancel()
@@ -213,14 +216,61 @@ func (m *model) replicas() int {
 	return r.replicas
 }
 
+// change makes another roster, of which members hear when they hear of it.
+func (m *model) change(how func(r *modelRoster)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.rosters[len(m.rosters)-1]
+	r.nodes = slices.Clone(r.nodes)
+	how(&r)
+	m.rosters = append(m.rosters, r)
+}
+
+// tellAll has all members hear of the latest roster.
+func (m *model) tellAll() {
+	latest, _ := m.latest()
+	for _, p := range m.peers {
+		p.hear(latest)
+	}
+}
+
+// upset makes p own nearly everything, at a moment when it is about to remove
+// something, and everyone hears of it.
+func (m *model) upset(p *modelPeer) {
+	upset := false
+	m.change(func(r *modelRoster) {
+		for i := range r.nodes {
+			switch n := &r.nodes[i]; {
+			case n.Weight == 0: // for a reason
+			case n.ID == p.id:
+				n.Weight, upset = 100, true
+			default:
+				n.Weight = 1
+			}
+		}
+	})
+	if upset {
+		m.note("", "%s has nearly all the weight", p.short())
+		m.tellAll()
+	}
+}
+
 // anyPeer returns a member that clients may use. Where the log is late they may
 // have to wait for long, so few do.
 func (m *model) anyPeer(rnd *rand.Rand) *modelPeer {
 	for {
-		if p := m.peers[rnd.IntN(len(m.peers))]; !p.away.Load() && (!p.lagging.Load() || rnd.IntN(8) == 0) {
+		if p := m.peers[rnd.IntN(len(m.peers))]; !p.away.Load() && (!p.lag.is() || rnd.IntN(16) == 0) {
 			return p
 		}
 	}
+}
+
+// late returns the member whose log is late, if there is one.
+func (m *model) late() *modelPeer {
+	if i := slices.IndexFunc(m.peers, func(p *modelPeer) bool { return p.lag.is() }); i >= 0 {
+		return m.peers[i]
+	}
+	return nil
 }
 
 func (m *model) anyBlob(rnd *rand.Rand, from, to int) digest.Digest {
@@ -246,20 +296,30 @@ func (m *model) step() {
 	m.clock.next = make(chan struct{})
 }
 
-// dawdle lets, one time in odds, a few things be done by others, or a good part
+// dawdle lets, one time in odds, some things be done by others, or a good part
 // of the grace pass.
 func (m *model) dawdle(odds int) {
-	m.clock.Lock()
-	until := m.clock.steps
-	if m.clock.rnd.IntN(odds) == 0 {
-		until += 1 << m.clock.rnd.IntN(6)
+	if m.chance(odds) {
+		m.clock.Lock()
+		n := 1 << m.clock.rnd.IntN(9)
+		m.clock.Unlock()
+		m.wait(n)
 	}
-	m.clock.Unlock()
-	m.waitFor(until)
 }
 
-func (m *model) waitFor(steps int) {
-	limit := time.After(m.grace / 2)
+// chance is true one time in odds, and never once the mesh is to come to rest.
+func (m *model) chance(odds int) bool {
+	m.clock.Lock()
+	defer m.clock.Unlock()
+	return !m.clock.rest && m.clock.rnd.IntN(odds) == 0
+}
+
+// wait returns once others have done n things, or most of the grace is over.
+func (m *model) wait(n int) {
+	m.clock.Lock()
+	steps := m.clock.steps + n
+	m.clock.Unlock()
+	limit := time.After(m.grace * 7 / 10)
 	for {
 		m.clock.Lock()
 		now, next := m.clock.steps, m.clock.next
@@ -298,10 +358,13 @@ func (m *model) play() {
 	fate.replicate(1 + fate.rnd.IntN(3))
 	m.hurry(false)
 	done := make(chan struct{})
-	time.AfterFunc(2500*time.Millisecond, func() { close(done) })
+	time.AfterFunc(3*time.Second, func() {
+		close(done)
+		m.hurry(true)
+	})
 	var acting sync.WaitGroup
 	var clients []*modelClient
-	for i := range 12 {
+	for i := range modelClients {
 		c := &modelClient{m: m, name: fmt.Sprintf("e%dc%d", m.episode, i), rnd: m.random(actor + 1 + uint64(i)), tags: map[string]*modelTag{}}
 		clients = append(clients, c)
 		acting.Go(func() { c.run(done) })
@@ -313,7 +376,6 @@ func (m *model) play() {
 	acting.Go(func() { m.expire(m.random(actor+140), done) })
 	acting.Go(func() { fate.run(done) })
 	acting.Wait()
-	m.hurry(true)
 	fate.end()
 	if m.failed.Load() == 0 {
 		m.rest(clients)
@@ -329,10 +391,7 @@ func (p *modelPeer) passes(rnd *rand.Rand, done <-chan struct{}) {
 		default:
 		}
 		p.reconcile(context.Background())
-		p.m.clock.Lock()
-		until := p.m.clock.steps + rnd.IntN(10)
-		p.m.clock.Unlock()
-		p.m.waitFor(until)
+		p.m.wait(rnd.IntN(10))
 	}
 }
 
@@ -346,10 +405,7 @@ func (m *model) expire(rnd *rand.Rand, done <-chan struct{}) {
 		default:
 		}
 		m.expireOnce()
-		m.clock.Lock()
-		until := m.clock.steps + 1 + rnd.IntN(4)
-		m.clock.Unlock()
-		m.waitFor(until)
+		m.wait(1 + rnd.IntN(4))
 	}
 }
 

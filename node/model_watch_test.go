@@ -50,7 +50,10 @@ func (w watchedDisk) Finish(ctx context.Context, u oci.Upload, off int64, r io.R
 
 func (w watchedDisk) Remove(d digest.Digest, cutoff time.Time) (bool, error) {
 	m := w.p.m
-	m.dawdle(3)
+	if m.chance(4) {
+		m.upset(w.p)
+		m.wait(200)
+	}
 	m.mu.Lock()
 	mark, pass := w.p.marks[d], w.p.now
 	m.mu.Unlock()
@@ -73,6 +76,9 @@ func (w watchedNames) Sync(ctx context.Context) (time.Time, error) {
 	w.p.now.began = time.Now() // the cutoff was taken before
 	w.p.m.mu.Unlock()
 	at, err := w.names.Sync(ctx)
+	if err == nil && w.p.m.chance(6) && w.p.m.late() == nil && w.p.lag.begin() {
+		w.p.dimmed = true // what is named from now on this pass does not see
+	}
 	w.p.m.dawdle(2)
 	return at, err
 }
@@ -252,7 +258,7 @@ func (m *model) holders(d digest.Digest) (ids []string) {
 func (m *model) head() *modelPeer {
 	for range 20 {
 		for _, p := range m.peers {
-			if p.lagging.Load() {
+			if p.lag.is() {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
