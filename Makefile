@@ -6,7 +6,7 @@ SHELL       := /bin/bash
 GOTEST_TIMEOUT ?= 10m
 PLATFORMS      := linux/arm64 linux/arm darwin/arm64 windows/amd64
 
-.PHONY: help run build test lint conformance clients kill bench cross clean
+.PHONY: help run build test lint conformance clients helm kill bench cross clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,7 +27,7 @@ test: ## run every test with the race detector (needs a C compiler)
 	  END { printf "test: %d packages passed, %d failed\n", ok, failed }'
 
 lint: ## check format, common mistakes and shell scripts
-	@test -z "$$(gofmt -l cmd api mesh metadata node | tee /dev/stderr)"
+	@test -z "$$(gofmt -l .tools cmd api mesh metadata node | tee /dev/stderr)"
 	@go vet ./...
 	@go tool -modfile=.tools/go.mod staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run deploy/test/*.sh; else echo "shellcheck is not here: scripts not checked"; fi
@@ -38,6 +38,9 @@ conformance: ## run the distribution specification's tests through three nodes a
 
 clients: ## push and pull with docker, podman, helm and others (as root on Debian)
 	@deploy/test/clients.sh
+
+helm: ## render the Helm chart and hold it against Kubernetes' types
+	@deploy/test/helm.sh
 
 kill: ## kill the node that a client talks to, 50 times (KILLS, KILL_SEED)
 	@deploy/test/kill.sh

@@ -22,10 +22,8 @@ type handler func(http.ResponseWriter, *http.Request) error
 // methods are the handlers of one path. That of GET answers HEAD too.
 type methods map[string]handler
 
-// routes returns the table of all paths. A repository name may hold any words,
-// "blobs" and "tags" too, so it takes as much of the path as it can and the last
-// two or three segments say what is meant. mux matches the path alone: methods
-// are ours, since it would not answer Allow.
+// routes returns the table of all paths. mux matches the path alone: methods are
+// ours, since it would not answer Allow.
 func (s *server) routes() http.Handler {
 	// A path that is not clean is refused; cleaning would answer a redirect
 	// to something that the client did not name.
@@ -36,23 +34,23 @@ func (s *server) routes() http.Handler {
 		on         methods
 	}{
 		// mux tries them in turn, so what clients ask for most comes first.
-		{"manifest", "/v2/{name:.+}/manifests/{reference:[^/]+}", methods{
+		{"manifest", "/v2/{name}/manifests/{reference}", methods{
 			"GET": s.getManifest, "PUT": s.putManifest, "DELETE": s.deleteManifest,
 		}},
-		{"uploads", "/v2/{name:.+}/blobs/uploads", methods{"POST": s.startUpload}}, // before blob, which would take "uploads" for a digest
-		{"blob", "/v2/{name:.+}/blobs/{digest:[^/]+}", methods{"GET": s.getBlob, "DELETE": s.deleteBlob}},
-		{"uploads", "/v2/{name:.+}/blobs/uploads/", methods{"POST": s.startUpload}},
-		{"upload", "/v2/{name:.+}/blobs/uploads/{id:[^/]+}", methods{
+		{"uploads", "/v2/{name}/blobs/uploads", methods{"POST": s.startUpload}}, // before blob, which would take "uploads" for a digest
+		{"blob", "/v2/{name}/blobs/{digest}", methods{"GET": s.getBlob, "DELETE": s.deleteBlob}},
+		{"uploads", "/v2/{name}/blobs/uploads/", methods{"POST": s.startUpload}},
+		{"upload", "/v2/{name}/blobs/uploads/{id}", methods{
 			"GET": s.getUpload, "PATCH": s.appendUpload, "PUT": s.finishUpload, "DELETE": s.cancelUpload,
 		}},
-		{"tags", "/v2/{name:.+}/tags/list", methods{"GET": s.listTags}},
-		{"referrers", "/v2/{name:.+}/referrers/{digest:[^/]+}", methods{"GET": s.listReferrers}},
+		{"tags", "/v2/{name}/tags/list", methods{"GET": s.listTags}},
+		{"referrers", "/v2/{name}/referrers/{digest}", methods{"GET": s.listReferrers}},
 
 		{"base", "/v2", methods{"GET": s.base}},
 		{"base", "/v2/", methods{"GET": s.base}},
 		{"catalog", "/v2/_catalog", methods{"GET": s.listRepositories}},
 		{"extensions", "/v2/_oci/ext/discover", methods{"GET": s.listExtensions}},
-		{"extensions", "/v2/{name:.+}/_oci/ext/discover", methods{"GET": s.listExtensions}},
+		{"extensions", "/v2/{name}/_oci/ext/discover", methods{"GET": s.listExtensions}},
 		{"status", "/v2/_flotilla/mesh/status", methods{"GET": s.status}},
 
 		{"health", "/healthz", methods{"GET": s.alive}},
@@ -60,9 +58,41 @@ func (s *server) routes() http.Handler {
 		{"metrics", "/metrics", methods{"GET": s.metrics}},
 		{"status", "/flotilla/v1/status", methods{"GET": s.status}},
 	} {
-		m.Path(row.path).Handler(s.endpoint(row.name, row.on))
+		route := m.NewRoute()
+		if rest, ok := strings.CutPrefix(row.path, "/v2/{name}"); ok {
+			route.MatcherFunc(inRepository(rest))
+		} else {
+			route.Path(row.path)
+		}
+		route.Handler(s.endpoint(row.name, row.on))
 	}
 	return m
+}
+
+// inRepository matches /v2/, a repository's name, and rest, of which the last
+// segment may be a {variable}. A name may hold any words, "blobs" and "tags" too,
+// so it takes as much of the path as it can and the end says what is meant. As
+// patterns of mux, which are regular expressions, these cost a quarter of a
+// HEAD request.
+func inRepository(rest string) mux.MatcherFunc {
+	fixed, variable, _ := strings.Cut(strings.TrimSuffix(rest, "}"), "{")
+	return func(r *http.Request, m *mux.RouteMatch) bool {
+		path, value := r.URL.Path, ""
+		if variable != "" {
+			end := strings.LastIndexByte(path, '/') + 1
+			path, value = path[:end], path[end:]
+		}
+		path, ends := strings.CutSuffix(path, fixed)
+		name, begins := strings.CutPrefix(path, "/v2/")
+		if !ends || !begins || name == "" || variable != "" && value == "" {
+			return false
+		}
+		m.Vars = map[string]string{"name": name}
+		if variable != "" {
+			m.Vars[variable] = value
+		}
+		return true
+	}
 }
 
 // endpoint is the one wrapper around every handler: it names the request, keeps

@@ -64,6 +64,11 @@ func (c *Catalog) current(ctx context.Context) error {
 // leader was heard of for longer than that takes, the quorum is gone, and they
 // are told so as soon as everybody else.
 func (c *Catalog) certain(ctx context.Context) error {
+	if c.currentAlone() {
+		return nil
+	}
+	ctx, stop := c.tasks.limit(ctx)
+	defer stop()
 	sitOut := 4 * c.cfg.Timing.Election
 	c.proof.Lock()
 	heard := c.proof.last
@@ -118,13 +123,28 @@ func (c *Catalog) proveOnce(ctx context.Context) error {
 	if err := c.state.waitApplied(ctx, r.index); err != nil {
 		return fmt.Errorf("wait for entry %d, of which %d is applied: %w", r.index, c.state.applied(), err)
 	}
+	c.proven(r)
+	return nil
+}
+
+func (c *Catalog) proven(r reading) {
 	c.proof.Lock()
 	defer c.proof.Unlock()
 	if r.began.After(c.proof.last) {
 		c.proof.last = r.began
 	}
 	c.proof.pardon = time.Time{}
-	return nil
+}
+
+// currentAlone is current where nobody need be asked or waited for. It costs
+// neither timers nor contexts, which would be most of a read in a mesh of one.
+func (c *Catalog) currentAlone() bool {
+	r, err := c.ownReading()
+	if err != nil || c.state.applied() < r.index {
+		return false
+	}
+	c.proven(r)
+	return true
 }
 
 // ownReading is the whole of it where this node is the only voter.

@@ -19,11 +19,10 @@ import (
 
 // Manifest returns a manifest of repo by digest or tag.
 func (c *Catalog) Manifest(ctx context.Context, repo string, ref oci.Reference) (Manifest, error) {
-	ctx, leave, err := c.tasks.enter(ctx)
-	if err != nil {
+	if err := c.tasks.hold(); err != nil {
 		return Manifest{}, err
 	}
-	defer leave()
+	defer c.tasks.release()
 	look := func() (Manifest, error) { return c.byDigest(repo, ref.Digest) }
 	if ref.Tag == "" {
 		m, err := twice(ctx, c, look)
@@ -80,11 +79,10 @@ func (c *Catalog) unknown(repo string) error {
 
 // Blob returns repo's link on a blob, or ErrBlobUnknown.
 func (c *Catalog) Blob(ctx context.Context, repo string, d digest.Digest) (Blob, error) {
-	ctx, leave, err := c.tasks.enter(ctx)
-	if err != nil {
+	if err := c.tasks.hold(); err != nil {
 		return Blob{}, err
 	}
-	defer leave()
+	defer c.tasks.release()
 	b, err := twice(ctx, c, func() (Blob, error) {
 		b, ok, err := c.state.blob(repo, d)
 		if err == nil && !ok {
@@ -124,11 +122,10 @@ func (c *Catalog) Referrers(ctx context.Context, repo string, subject digest.Dig
 }
 
 func listing[T any](ctx context.Context, c *Catalog, look func() ([]T, bool, error)) (List[T], error) {
-	ctx, leave, err := c.tasks.enter(ctx)
-	if err != nil {
+	if err := c.tasks.hold(); err != nil {
 		return List[T]{}, err
 	}
-	defer leave()
+	defer c.tasks.release()
 	fresh, err := c.freshen(ctx)
 	if err != nil {
 		return List[T]{}, wrapRead("list", err)
@@ -177,9 +174,11 @@ func missed(err error) bool {
 // freshen makes this replica current as far as Config.TagReads asks for it,
 // and says how far the answer may lag.
 func (c *Catalog) freshen(ctx context.Context) (Freshness, error) {
-	if c.cfg.TagReads == Local {
+	if c.cfg.TagReads == Local || c.currentAlone() {
 		return Freshness{}, nil
 	}
+	ctx, cancel := c.tasks.limit(ctx)
+	defer cancel()
 	err := c.current(ctx)
 	switch {
 	case err == nil:

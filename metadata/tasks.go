@@ -43,15 +43,26 @@ func (t *tasks) start(f func(ctx context.Context)) bool {
 // enter lets a caller's goroutine in, as a task that is not t's own: close
 // waits until it has called leave. The context ends with t.
 func (t *tasks) enter(ctx context.Context) (_ context.Context, leave func(), err error) {
+	if err := t.hold(); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := t.limit(ctx)
+	return ctx, func() { cancel(); t.release() }, nil
+}
+
+// hold is enter for callers that hardly ever wait, and take their context from
+// limit where they do: close waits until release.
+func (t *tasks) hold() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ended {
-		return nil, nil, errClosed
+		return errClosed
 	}
 	t.wg.Add(1)
-	ctx, cancel := t.limit(ctx)
-	return ctx, func() { cancel(); t.wg.Done() }, nil
+	return nil
 }
+
+func (t *tasks) release() { t.wg.Done() }
 
 func (t *tasks) close() {
 	t.mu.Lock()

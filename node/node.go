@@ -446,7 +446,13 @@ func (n *Node) Ready() error {
 	if why := n.waiting.Load(); why != nil {
 		return oci.ErrUnavailable.Because("not part of the mesh yet: %v", *why)
 	}
-	return n.catalog.Ready()
+	if err := n.catalog.Ready(); err != nil {
+		return err
+	}
+	if len(n.members.Ring().Nodes()) == 0 { // the catalogue tells it a moment later
+		return oci.ErrUnavailable.Because("the members of the mesh are not known yet")
+	}
+	return nil
 }
 
 // Writable implements api.Health: nil when pushes can be taken, else why not.

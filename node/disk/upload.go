@@ -183,7 +183,7 @@ func (s *Store) Append(ctx context.Context, u oci.Upload, off int64, r io.Reader
 	defer s.release(up)
 	w, err := s.resume(ctx, up, off)
 	if err == nil {
-		err = s.receive(ctx, w, r)
+		err = s.receive(ctx, up, w, r)
 		_ = w.file.Close()
 		err = s.keep(up, err)
 	}
@@ -218,12 +218,16 @@ func (s *Store) resume(ctx context.Context, up *upload, off int64) (*inflow, err
 	return &inflow{file: f, hash: up.hash, size: size, begun: size - size%flushSize, wrote: up.size.Store}, nil
 }
 
-// receive writes what r holds behind the bytes of w's upload.
-func (s *Store) receive(ctx context.Context, w *inflow, r io.Reader) error {
+// receive writes what r holds behind the bytes of up, whose file is w's.
+func (s *Store) receive(ctx context.Context, up *upload, w *inflow, r io.Reader) error {
 	if r == nil {
 		return nil
 	}
-	return asUpload(s.pour(ctx, w, r))
+	err := s.pour(ctx, w, r)
+	if body := (*bodyError)(nil); err != nil && !errors.As(err, &body) {
+		up.hash = nil // it may have seen bytes that the disk did not take
+	}
+	return asUpload(err)
 }
 
 // rehash reads the first size bytes of f: after a reboot, when no running hash
@@ -317,7 +321,7 @@ func (s *Store) finish(ctx context.Context, u oci.Upload, off int64, r io.Reader
 		return 0, err
 	}
 	defer w.file.Close()
-	if err := s.receive(ctx, w, r); err != nil {
+	if err := s.receive(ctx, up, w, r); err != nil {
 		return 0, s.keep(up, err)
 	}
 	h := up.hash

@@ -155,6 +155,38 @@ func TestUploadResumesAfterBrokenBody(t *testing.T) {
 	wantBlob(t, s, d, b)
 }
 
+// A piece that the disk did not take has been hashed all the same: the upload
+// goes on with the hash of what is in its file.
+func TestUploadResumesAfterFailedWrite(t *testing.T) {
+	s := newStore(t, Config{})
+	b, d := content(3 * largeBuffer)
+	u := start(t, s, digest.SHA256)
+	up, err := s.acquire(t.Context(), u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := s.resume(t.Context(), up, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sabotage := readerFunc(func([]byte) (int, error) {
+		_ = w.file.Close()
+		return 0, io.EOF
+	})
+	body := io.MultiReader(bytes.NewReader(b[:largeBuffer]), sabotage, bytes.NewReader(b[largeBuffer:]))
+	err = s.keep(up, s.receive(t.Context(), up, w, body))
+	s.release(up)
+	wantErr(t, err, os.ErrClosed)
+	size, err := s.Size(t.Context(), u)
+	if err != nil || size == 0 || size > largeBuffer {
+		t.Fatalf("Size = %d, %v", size, err)
+	}
+	if _, err := s.Finish(t.Context(), u, size, bytes.NewReader(b[size:]), d); err != nil {
+		t.Fatal(err)
+	}
+	wantBlob(t, s, d, b)
+}
+
 func TestUploadsByTwoAtOnce(t *testing.T) {
 	s := newStore(t, Config{})
 	b, d := content(1000)

@@ -23,20 +23,24 @@ const (
 	flushSize = 8 << 20
 	// smallBuffer is all the memory that a sender who sends nothing can hold;
 	// largeBuffer is what one gets that fills the small one, while there are
-	// some of largeBuffers left.
+	// some of largeBuffers left: two pieces, one of which is hashed while the
+	// other one is read and written.
 	smallBuffer  = 16 << 10
-	largeBuffer  = 256 << 10
-	largeBuffers = 64
+	largePiece   = 512 << 10
+	largeBuffer  = 2 * largePiece
+	largeBuffers = 32
 )
 
 // inflow is bytes on their way into a file. One goroutine at a time owns it.
 type inflow struct {
 	file  *os.File
 	hash  hash.Hash
-	size  int64            // bytes in the file; hash has seen exactly these
+	size  int64            // bytes in the file; once settled, hash has seen exactly these, or more where the disk failed
 	begun int64            // bytes that the kernel was asked to begin writing out
 	wrote func(size int64) // nil, or told the size reached after every write
 	eager bool             // somebody follows: pieces are written as they come, not gathered
+
+	hashing chan struct{} // nil, or closed once the piece at hand is hashed
 }
 
 // bodyError is an error of the reader that bytes came from; any other error of
@@ -68,10 +72,11 @@ func asFull(err error) error {
 }
 
 // pour writes and hashes in one pass what r holds. Bytes that arrived before
-// an error stay, counted and hashed.
+// an error of r stay, counted and hashed.
 func (s *Store) pour(ctx context.Context, w *inflow, r io.Reader) error {
 	buf, give := s.buffers.small()
-	defer func() { give() }()
+	other := []byte(nil) // the half of a large buffer that may still be hashed
+	defer func() { w.settle(); give() }()
 	for {
 		if err := ctx.Err(); err != nil {
 			return &bodyError{err}
@@ -88,10 +93,12 @@ func (s *Store) pour(ctx context.Context, w *inflow, r io.Reader) error {
 		if rerr != nil {
 			return &bodyError{rerr}
 		}
-		if n == smallBuffer {
+		if other != nil {
+			buf, other = other, buf
+		} else if n == smallBuffer {
 			if big, giveBig, ok := s.buffers.large(); ok {
 				give()
-				buf, give = big, giveBig
+				buf, other, give = big[:largePiece], big[largePiece:], giveBig
 			}
 		}
 	}
@@ -110,12 +117,37 @@ func (w *inflow) read(r io.Reader, buf []byte) (n int, err error) {
 	return n, err
 }
 
+// feed has p hashed, a large piece by a goroutine of its own: the caller may
+// write p meanwhile, but must not change it before the next call or settle.
+func (w *inflow) feed(p []byte) {
+	w.settle()
+	if len(p) <= smallBuffer {
+		_, _ = w.hash.Write(p) // a hash never errs
+		return
+	}
+	done := make(chan struct{})
+	w.hashing = done
+	go func() {
+		defer close(done)
+		_, _ = w.hash.Write(p)
+	}()
+}
+
+// settle waits until what was written is hashed.
+func (w *inflow) settle() {
+	if w.hashing != nil {
+		<-w.hashing
+		w.hashing = nil
+	}
+}
+
+// write is for pour, which settles at its end.
 func (s *Store) write(w *inflow, p []byte) error {
 	if err := s.draw(int64(len(p))); err != nil {
 		return err
 	}
+	w.feed(p)
 	n, err := w.file.WriteAt(p, w.size)
-	_, _ = w.hash.Write(p[:n]) // a hash never errs
 	w.size += int64(n)
 	s.stats.written.Add(int64(n))
 	s.account.landed(int64(len(p)))
