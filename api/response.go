@@ -11,9 +11,14 @@ import (
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
-// stride is the most that is written under one deadline: a client must take
-// this much per Config.Idle, 17 kbit/s with a minute.
-const stride = 128 << 10
+const (
+	// stride is what a client must take per Config.Idle: 17 kbit/s with a
+	// minute. It is the most that is written under one deadline, except for
+	// sendfile, which gets fileStride at a time: it can go on after a deadline,
+	// where the client has taken a stride by then.
+	stride     = 128 << 10
+	fileStride = 4 << 20
+)
 
 // response is the http.ResponseWriter of every handler. It counts, and it puts a
 // deadline on each write while it waits, and on nothing else: a transfer may
@@ -23,6 +28,7 @@ type response struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	idle    time.Duration
+	secure  bool // TLS is underneath
 	body    *body
 
 	status  int   // 0 until the header is written
@@ -34,7 +40,7 @@ func newResponse(w http.ResponseWriter, r *http.Request, idle time.Duration) *re
 	control := http.NewResponseController(w)
 	b := &body{ReadCloser: r.Body, control: control, idle: idle}
 	b.done.Store(r.Body == nil || r.Body == http.NoBody)
-	return &response{ResponseWriter: w, control: control, idle: idle, body: b}
+	return &response{ResponseWriter: w, control: control, idle: idle, secure: r.TLS != nil, body: b}
 }
 
 // Unwrap lets http.ResponseController reach what is underneath.
@@ -79,8 +85,12 @@ func (w *response) ReadFrom(src io.Reader) (n int64, err error) {
 }
 
 func (w *response) sendFile(to io.ReaderFrom, from *io.LimitedReader, file *os.File) (n int64, err error) {
+	longest := int64(fileStride)
+	if w.secure { // nothing can be written after a deadline has cut a record off
+		longest = stride
+	}
 	for from.N > 0 {
-		want := min(from.N, stride)
+		want := min(from.N, longest)
 		w.wait()
 		m, err := to.ReadFrom(&io.LimitedReader{R: file, N: want})
 		w.waited()
@@ -89,6 +99,9 @@ func (w *response) sendFile(to io.ReaderFrom, from *io.LimitedReader, file *os.F
 		from.N -= m
 		if err == nil && m < want {
 			err = io.ErrUnexpectedEOF // the file is shorter than it was
+		}
+		if m >= stride && errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil // the client is slow, but not too slow
 		}
 		if err != nil {
 			return n, err

@@ -2,6 +2,8 @@ package api
 
 import (
 	"bytes"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -34,7 +36,7 @@ func (c *fileCatcher) ReadFrom(src io.Reader) (int64, error) {
 // TestFilesReachSendfile: net/http hands a body to sendfile only as an *os.File
 // in an io.LimitedReader, and this must be what arrives there.
 func TestFilesReachSendfile(t *testing.T) {
-	content := bytes.Repeat([]byte("0123456789abcdef"), (2*stride+stride/2)/16)
+	content := bytes.Repeat([]byte("0123456789abcdef"), (2*fileStride+stride/2)/16)
 	path := filepath.Join(t.TempDir(), "blob")
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
@@ -44,7 +46,7 @@ func TestFilesReachSendfile(t *testing.T) {
 		want        []byte
 		pieces      []int64
 	}{
-		"whole": {"", content, []int64{stride, stride, stride / 2}},
+		"whole": {"", content, []int64{fileStride, fileStride, stride / 2}},
 		"range": {"bytes=16-31", content[16:32], []int64{16}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -65,6 +67,61 @@ func TestFilesReachSendfile(t *testing.T) {
 			}
 			if !bytes.Equal(under.Body.Bytes(), row.want) || w.written != int64(len(row.want)) || w.err != nil {
 				t.Errorf("sent %d bytes, counted %d, err %v; want %d", under.Body.Len(), w.written, w.err, len(row.want))
+			}
+		})
+	}
+}
+
+// slowTaker takes so much of a file before each deadline.
+type slowTaker struct {
+	*httptest.ResponseRecorder
+	takes int64
+}
+
+func (s slowTaker) ReadFrom(src io.Reader) (int64, error) {
+	n, err := io.Copy(s.ResponseRecorder, io.LimitReader(src, s.takes))
+	if src.(*io.LimitedReader).N > 0 {
+		err = os.ErrDeadlineExceeded
+	}
+	return n, err
+}
+
+// TestSlowTaker: a client that takes a stride of a file before each deadline
+// gets all of it, one that takes less is dropped. A write that TLS cut off
+// cannot be taken up again, so that a stride is all that it is given.
+func TestSlowTaker(t *testing.T) {
+	content := bytes.Repeat([]byte("0123456789abcdef"), (fileStride+stride)/16)
+	path := filepath.Join(t.TempDir(), "blob")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, row := range map[string]struct {
+		takes int64
+		tls   *tls.ConnectionState
+		want  int64
+		err   error
+	}{
+		"just enough": {stride, nil, fileStride + stride, nil},
+		"more":        {fileStride - 1, nil, fileStride + stride, nil},
+		"too little":  {stride - 1, nil, stride - 1, os.ErrDeadlineExceeded},
+		"TLS, enough": {stride, new(tls.ConnectionState), fileStride + stride, nil},
+		"TLS, less":   {stride - 1, new(tls.ConnectionState), stride - 1, os.ErrDeadlineExceeded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file, err := os.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			r := httptest.NewRequest("GET", "/", nil)
+			r.TLS = row.tls
+			under := slowTaker{httptest.NewRecorder(), row.takes}
+			w := newResponse(under, r, time.Minute)
+			if err := serveContent(w, r, "sha256:x", file); err != nil {
+				t.Fatal(err)
+			}
+			if w.written != row.want || !errors.Is(w.err, row.err) || !bytes.Equal(under.Body.Bytes(), content[:row.want]) {
+				t.Errorf("sent %d bytes (arrived %d), err %v; want %d, %v", w.written, under.Body.Len(), w.err, row.want, row.err)
 			}
 		})
 	}
