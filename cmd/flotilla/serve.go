@@ -48,8 +48,8 @@ FLOTILLA_PEER_LISTEN. The command line wins.`,
 
 // spareCollector lets the heap grow to three times what is in use before it is
 // collected, not twice. A node uses a few MiB of it, which at Go's default is
-// collected some 30 times a second while clients ask for manifests, and takes
-// an eighth of their CPU. GOGC in the environment wins.
+// collected some 30 times a second while clients ask for manifests; half as
+// often saves an eighth of the CPU of such requests. GOGC in the environment wins.
 func spareCollector() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(200)
