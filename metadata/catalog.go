@@ -90,7 +90,7 @@ func (t Timing) withDefaults() Timing {
 // TagReads says how reads by tag, and lists, are answered.
 type TagReads string
 
-// The three ways, DESIGN's --tag-reads.
+// The three ways of --tag-reads.
 const (
 	Linearizable TagReads = "linearizable" // proven current; where no proof is to be had, local state that says how old it may be
 	Strict       TagReads = "strict"       // proven current, or ErrUnavailable

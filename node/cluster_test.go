@@ -35,7 +35,7 @@ type cluster struct {
 }
 
 // newCluster founds a mesh of n nodes on loopback and waits until all of them
-// serve reads and Raft has as many voters as DESIGN says.
+// serve reads and Raft has as many voters as it should.
 func newCluster(t *testing.T, n int, change ...func(*Config)) *cluster {
 	t.Helper()
 	return newClusterOn(t, "127.0.0.1", n, change...)

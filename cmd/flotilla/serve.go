@@ -56,7 +56,7 @@ func spareCollector() {
 	}
 }
 
-// serveFlags declares every setting of a node, with DESIGN's defaults in the
+// serveFlags declares every setting of a node, with the defaults in the
 // help; node.Config fills them in.
 func serveFlags(f *pflag.FlagSet, cfg *node.Config) {
 	f.StringVar(&cfg.Name, "name", "", "what people call the node (default the host name)")
