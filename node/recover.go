@@ -67,6 +67,8 @@ func Recover(r Recovery) (Recovered, error) {
 			out.Buried = append(out.Buried, m.Name)
 		}
 	}
+	slices.Sort(out.Kept)
+	slices.Sort(out.Buried)
 	if !r.Yes {
 		return out, nil
 	}

@@ -134,7 +134,12 @@ func lines(b []byte) int { return bytes.Count(b, []byte("\n")) }
 // TestBadStarts: one clear line on stderr, an exit code, nothing half-started.
 func TestBadStarts(t *testing.T) {
 	bin := build(t)
-	p := serve(t, bin, "--data", t.TempDir())
+	data0 := t.TempDir()
+	p := serve(t, bin, "--data", data0)
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, []byte(base64.StdEncoding.EncodeToString(make([]byte, 32))), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	short := filepath.Join(t.TempDir(), "short")
 	if err := os.WriteFile(short, []byte(base64.StdEncoding.EncodeToString([]byte("short"))), 0o600); err != nil {
 		t.Fatal(err)
@@ -161,6 +166,20 @@ func TestBadStarts(t *testing.T) {
 		{"a short secret", []string{"serve", "--secret-file", short}, exitFailed, "at least 32"},
 		{"too many nodes", []string{"dev", "--nodes", "99"}, exitUsage, "--nodes"},
 		{"a server that is no URL", []string{"status", "--server", "http://a b"}, exitUsage, "--server"},
+		{"a drain of nobody", []string{"drain"}, exitUsage, "one node"},
+		{"a removal of two", []string{"remove", "a", "b"}, exitUsage, "one node"},
+		{"a backup to nowhere", []string{"backup"}, exitUsage, "one file"},
+		{"a restore from nowhere", []string{"restore"}, exitUsage, "one file"},
+		{"a restore from no file", []string{"restore", data0 + "/none"}, exitFailed, "none"},
+		{"a restore from no archive", []string{"restore", short}, exitFailed, short},
+		{"a recovery without voters", []string{"recover"}, exitUsage, "--voters"},
+		{"a recovery of nothing", []string{"recover", "--voters", "a", "--data", data0 + "/none"}, exitFailed, "none"},
+		{"a recovery of a node that runs", []string{"recover", "--voters", "a", "--data", data0}, exitFailed, "another flotilla process"},
+		{"garbage kept for no time", []string{"gc", "--keep-untagged", "soon"}, exitUsage, "--keep-untagged"},
+		{"garbage kept in a rehearsal", []string{"gc", "--keep-untagged", "720h", "--dry-run"}, exitUsage, "--dry-run"},
+		{"a token in plain text", []string{"gc", "--server", "http://192.0.2.1:5000"}, exitUsage, "--plaintext"},
+		{"another mesh's secret", []string{"gc", "--server", p.addr, "--secret-file", other}, exitFailed, "another secret"},
+		{"no secret", []string{"gc", "--server", p.addr, "--secret-file", data0 + "/none"}, exitFailed, "--secret-file"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			data := t.TempDir()

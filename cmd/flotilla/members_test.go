@@ -43,9 +43,9 @@ type dev struct {
 	says      *bufio.Scanner
 }
 
-func startDev(t *testing.T, nodes int) *dev {
+func startDev(t *testing.T, bin string, nodes int) *dev {
 	t.Helper()
-	d := &dev{bin: build(t), data: t.TempDir(), addrs: devPorts(t, nodes)}
+	d := &dev{bin: bin, data: t.TempDir(), addrs: devPorts(t, nodes)}
 	d.cmd = exec.Command(d.bin, "dev", "--nodes", strconv.Itoa(nodes), "--data", d.data, "--listen", d.addrs[0])
 	out, err := d.cmd.StdoutPipe()
 	if err != nil {
@@ -92,7 +92,7 @@ func (d *dev) want(t *testing.T, code int, text string, i int, args ...string) {
 // TestDrainAndRemove lets two nodes of four go. The others stay: a mesh in one
 // process is a mesh all the same.
 func TestDrainAndRemove(t *testing.T) {
-	d := startDev(t, 4)
+	d := startDev(t, build(t), 4)
 	push(t, d.addrs[3], []byte("pushed before"))
 	d.want(t, 1, "no member called node9", 0, "drain", "node9")
 	d.want(t, 0, "", 0, "drain", "node2", "--detach")
