@@ -63,7 +63,7 @@ func oneCopy(ctx context.Context, w *world, _ options) error {
 		return err
 	}
 	repo, tag := w.key(0)
-	i := w.image(0, repo, 256<<10)
+	i := w.image(0, repo, 1<<20) // handing it on takes longer than naming it
 	begun := time.Now()
 	if err := w.push(ctx, n, i, tag); err != nil {
 		return err
