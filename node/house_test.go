@@ -24,7 +24,7 @@ var (
 		"cmd/flotilla":       {"node", "api/oci", "cmd/flotilla/bench"},
 		"cmd/flotilla/bench": {},
 		"cmd/balancer":       {},
-		"cmd/faults":         {"cmd/faults/rig", "cmd/faults/check"},
+		"cmd/faults":         {"node", "cmd/faults/rig", "cmd/faults/check"},
 		"cmd/faults/rig":     {},
 		"cmd/faults/check":   {},
 		"node":               {"api", "mesh", "metadata", "node/disk", "api/oci"},

@@ -139,7 +139,7 @@ func (p *modelPeer) serve(ready chan http.Handler) {
 	p.public, err = api.New(api.Config{
 		Node: p.id, Blobs: slow, Uploads: slow, Catalog: p.catalog, Health: p, Room: p.store.Full,
 		Status:  func(context.Context) any { return nil },
-		Admin:   api.Admin{Check: func(string) error { return errors.New("nobody") }, Members: nobody{}, Collector: nobody{}, Archive: nobody{}},
+		Admin:   api.Admin{Check: func(string) error { return errors.New("nobody") }, Members: nobody{}, Collector: nobody{}, Archive: nobody{}, Checker: nobody{}},
 		Metrics: http.NotFoundHandler(), Observe: func(api.Served) {}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -152,6 +152,7 @@ type nobody struct {
 	api.Members
 	api.Collector
 	api.Archive
+	api.Checker
 }
 
 func (p *modelPeer) Ready() error                       { return p.catalog.Ready() }
