@@ -106,7 +106,10 @@ func (s *state) commit(db *pebble.DB, t *tx) error {
 	if t.membersChanged {
 		durable = pebble.Sync
 	}
-	if err := commitBatch(t.b, durable); err != nil {
+	s.hot.changing(t.b)
+	err := commitBatch(t.b, durable)
+	s.hot.changed()
+	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
 	s.at = t.at

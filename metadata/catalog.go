@@ -137,10 +137,10 @@ type Freshness struct {
 }
 
 // Manifest is a stored manifest. Body is nil where the bytes are placed as a
-// blob under Digest. Stale, of one read by digest, says that by the policy it
-// may expire soon unless something comes to keep it: HEAD answers 404, so that
-// clients push it again before they push what names it, while GET still serves
-// it.
+// blob under Digest; it is shared, so nobody may change it. Stale, of one read
+// by digest, says that by the policy it may expire soon unless something comes
+// to keep it: HEAD answers 404, so that clients push it again before they push
+// what names it, while GET still serves it.
 type Manifest struct {
 	Freshness
 	Digest    digest.Digest

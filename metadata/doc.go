@@ -16,7 +16,7 @@
 // does is decided in apply.go and the rules from the log alone: no clock, no
 // disk, no order of a map, so that replicas never differ. keys.go is the table
 // of what is stored where, record.go how values are written, query.go how they
-// are read.
+// are read, hot.go which of them stay in memory.
 //
 // # Durability
 //

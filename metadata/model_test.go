@@ -244,6 +244,7 @@ func (m *model) agree(t *rapid.T, s *state) {
 			t.Fatalf("tag %v: %v %v %v, want %v", k, got, ok, err, d)
 		}
 	}
+	m.agreeTagged(t, s)
 	pages(t, slices.Sorted(maps.Keys(repos)), func(p Page) ([]string, bool, error) { return s.repositories(p) })
 	for _, repo := range modelRepos {
 		if known, err := s.repoKnown(repo); err != nil || known != repos[repo] {
@@ -266,6 +267,21 @@ func (m *model) agree(t *rapid.T, s *state) {
 	m.agreeMembers(t, s)
 	m.agreeIndexes(t, s)
 	m.agreeStale(t, s)
+}
+
+// agreeTagged asks after every entry, so that what is held in memory is there to
+// go wrong.
+func (m *model) agreeTagged(t *rapid.T, s *state) {
+	for _, repo := range modelRepos {
+		for _, tag := range modelTags {
+			d := m.tags[[2]string{repo, tag}]
+			k := [2]string{repo, d}
+			got, ok, err := s.tagged(repo, tag)
+			if ok != (d != "") || err != nil || string(got.Digest) != d || string(got.Body) != m.bodies[k] || ok && got.MediaType != m.manifests[k].MediaType {
+				t.Fatalf("tag %s of %s: %+v %v %v, want %v", tag, repo, got, ok, err, d)
+			}
+		}
+	}
 }
 
 func (m *model) agreeReferrers(t *rapid.T, s *state, repo, subject, kind string) {
@@ -308,6 +324,7 @@ var (
 	modelRepos     = []string{"a", "a/b", "a-b"} // whose order depends on what ends a name
 	modelBlobs     = []string{"b0", "b1", "b2", "b3"}
 	modelManifests = []string{"m0", "m1", "m2"}
+	modelTags      = []string{"t0", "t1", "t10"}
 )
 
 // drawCommand draws a command for a log whose time is now.
@@ -338,7 +355,7 @@ func drawCommand(t *rapid.T, now int64) *wire.Command {
 		op = unlinked(repo, pick("blob", modelBlobs...))
 	case 4, 5, 6:
 		name := pick("manifest", modelManifests...)
-		m := imageOf(repo, name, some("tag", []string{"t0", "t1", "t10"}), some("blob", modelBlobs)...)
+		m := imageOf(repo, name, some("tag", modelTags), some("blob", modelBlobs)...)
 		m.Children = digests(some("child", modelManifests))
 		m.MediaType = pick("type", v1.MediaTypeImageManifest, "other")
 		if rapid.Bool().Draw(t, "placed") {
@@ -349,7 +366,7 @@ func drawCommand(t *rapid.T, now int64) *wire.Command {
 		}
 		op = m
 	case 7:
-		op = untagged(repo, pick("tag", "t0", "t1", "t10"))
+		op = untagged(repo, pick("tag", modelTags...))
 	case 8:
 		op = dropped(repo, pick("manifest", modelManifests...))
 	case 9:
@@ -403,6 +420,7 @@ func TestModel(t *testing.T) {
 			if (got.err == nil) != (err == nil) || err != nil && !got.err.Is(err) || got.size != size {
 				rt.Fatalf("%v: got %v %d, want %v %d", c, got.err, got.size, err, size)
 			}
+			m.agreeTagged(rt, one.state)
 		}
 		m.agree(rt, one.state)
 		two.inBatches(rt, log)

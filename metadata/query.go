@@ -107,6 +107,31 @@ func (s *state) tag(repo, tag string) (d digest.Digest, ok bool, err error) {
 	return d, ok, nil
 }
 
+// tagged returns the manifest that a tag names. It looks twice where the tag
+// moves, and what it named goes, in between.
+func (s *state) tagged(repo, tag string) (m Manifest, ok bool, err error) {
+	m, ok, since := s.hot.find(repo, tag)
+	if ok {
+		return m, true, nil
+	}
+	var last digest.Digest
+	for {
+		d, ok, err := s.tag(repo, tag)
+		if !ok || err != nil || d == last {
+			return Manifest{}, false, err
+		}
+		m, ok, err := s.manifest(repo, d)
+		// Of one that is placed as a blob, the loss does not show here.
+		if ok && err == nil && m.Body != nil {
+			s.hot.keep(repo, tag, m, since)
+		}
+		if ok || err != nil {
+			return m, ok, err
+		}
+		last = d
+	}
+}
+
 // blob returns a repository's link on a blob, unless that is lost.
 func (s *state) blob(repo string, d digest.Digest) (b Blob, ok bool, err error) {
 	id, ok := parseSum(string(d))

@@ -49,23 +49,12 @@ func (c *Catalog) byDigest(repo string, d digest.Digest) (Manifest, error) {
 	return m, err
 }
 
-// byTag looks twice where the tag moves, and what it named goes, in between.
 func (c *Catalog) byTag(repo, tag string) (Manifest, error) {
-	var last digest.Digest
-	for {
-		d, ok, err := c.state.tag(repo, tag)
-		if err != nil {
-			return Manifest{}, err
-		}
-		if !ok || d == last {
-			return Manifest{}, c.unknown(repo)
-		}
-		m, ok, err := c.state.manifest(repo, d)
-		if ok || err != nil {
-			return m, err
-		}
-		last = d
+	m, ok, err := c.state.tagged(repo, tag)
+	if err == nil && !ok {
+		err = c.unknown(repo)
 	}
+	return m, err
 }
 
 // unknown returns the error for a manifest that repo does not hold.

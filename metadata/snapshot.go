@@ -196,7 +196,9 @@ func (s *state) swap(name string, db *pebble.DB, l loaded) error {
 		return errors.Join(errStateClosed, db.Close())
 	}
 	old, oldName := s.db, s.name
+	s.hot.changing(nil)
 	s.db, s.name = db, name
+	s.hot.changed()
 	s.adopt(l)
 	s.mu.Unlock()
 	err := old.Close()

@@ -61,6 +61,8 @@ type state struct {
 	at       progress
 	receipts receiptQueue
 
+	hot hot
+
 	// Copies for everyone else.
 	index   atomic.Uint64
 	logTime atomic.Int64

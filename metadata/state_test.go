@@ -119,6 +119,8 @@ func (r *replica) wipe() {
 	if err := r.db.DeleteRange([]byte{0}, []byte{0xff}, nil); err != nil {
 		r.t.Fatal(err)
 	}
+	r.hot.changing(nil)
+	r.hot.changed()
 	l, err := load(r.db)
 	if err != nil {
 		r.t.Fatal(err)
