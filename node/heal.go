@@ -67,9 +67,9 @@ func (n *Node) reconcile(ctx context.Context) {
 	n.leaveWhenDrained(ctx, began)
 }
 
-// leaveWhenDrained ends the membership of a node that is being drained, once two
-// whole looks since then saw that every blob here has its copies elsewhere: what
-// was pushed here under the membership before may get its name after the first.
+// leaveWhenDrained ends the membership of a node that is being drained, once a
+// whole look since then saw that every blob here, named or used lately, has its
+// copies elsewhere.
 func (n *Node) leaveWhenDrained(ctx context.Context, since time.Time) {
 	m, err := n.member(n.id())
 	if err != nil || !m.Draining {
