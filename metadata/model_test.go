@@ -277,6 +277,9 @@ func (m *model) agreeTagged(t *rapid.T, s *state) {
 			d := m.tags[[2]string{repo, tag}]
 			k := [2]string{repo, d}
 			got, ok, err := s.tagged(repo, tag)
+			if _, inline := m.bodies[k]; !inline && m.lost[d] && !ok && err == nil {
+				continue // its bytes are nowhere
+			}
 			if ok != (d != "") || err != nil || string(got.Digest) != d || string(got.Body) != m.bodies[k] || ok && got.MediaType != m.manifests[k].MediaType {
 				t.Fatalf("tag %s of %s: %+v %v %v, want %v", tag, repo, got, ok, err, d)
 			}
