@@ -112,7 +112,10 @@ func (s *state) commit(db *pebble.DB, t *tx) error {
 	if err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	s.at = t.at
+	s.at, s.settingSums = t.at, t.settings
+	if t.settingsChanged {
+		s.settingsVersion.Store(t.at.index)
+	}
 	if t.membersChanged {
 		r, err := loadRoster(db)
 		if err != nil {
@@ -148,11 +151,14 @@ type tx struct {
 	cluster        Cluster
 	level          uint32 // that every member has, as of the entry being applied
 	membersChanged bool
+
+	settings        settingSums
+	settingsChanged bool
 }
 
 // begin starts a batch; in raft's goroutine, or without raft.
 func (s *state) begin(db *pebble.DB) *tx {
-	return &tx{b: db.NewIndexedBatch(), at: s.at, receipts: &s.receipts, cluster: s.cluster(), level: s.level()}
+	return &tx{b: db.NewIndexedBatch(), at: s.at, receipts: &s.receipts, cluster: s.cluster(), level: s.level(), settings: s.settingSums}
 }
 
 // next returns the command of the entry that is next, or nil where there is
@@ -266,6 +272,8 @@ func (t *tx) decide(cmd *wire.Command) (decision, error) {
 		return t.lost(op.Lost)
 	case *wire.Command_Policy:
 		return t.policy(op.Policy)
+	case *wire.Command_Settings:
+		return t.change(op.Settings)
 	}
 	return decision{}, errUnknownOp
 }

@@ -250,7 +250,8 @@ func (b *backupFile) receive(r io.Reader, level uint32) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if had != level {
+	// Level 2 keeps indexes of what level 1 holds too; beyond it a level only adds.
+	if had > level || had < levelHealing && level >= levelHealing {
 		return oci.ErrDenied.Because("the members of the mesh of this backup were of feature level %d, those here are of %d", had, level)
 	}
 	return nil

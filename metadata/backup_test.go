@@ -103,8 +103,8 @@ func TestBackupAndRestore(t *testing.T) {
 				t.Errorf("writer %d: %s is none of images %d to %d", w, got.Digest, before[w], last[w].Load())
 			}
 		}
-		if n.Settings().ID != to.id || fmt.Sprint(n.Members()) != members {
-			t.Errorf("%s is of %+v, with %v", n.id, n.Settings(), n.Members())
+		if n.Cluster().ID != to.id || fmt.Sprint(n.Members()) != members {
+			t.Errorf("%s is of %+v, with %v", n.id, n.Cluster(), n.Members())
 		}
 		n.nothingSpare(t)
 	}

@@ -170,6 +170,10 @@ type Put struct {
 	Tags     []string
 	Manifest oci.Manifest
 	Body     []byte // nil when larger than InlineLimit and placed as a blob before
+
+	// Of Tags, those that may not move: one that names another manifest already
+	// keeps all of it from being stored.
+	ImmutableTags []string
 }
 
 // Status is a snapshot of the Raft side for people and metrics.
@@ -194,9 +198,9 @@ type Blob struct {
 	Stale bool
 }
 
-// Settings returns the mesh's identity and settings, zero before this node has
-// heard of them.
-func (c *Catalog) Settings() Cluster { return c.state.cluster() }
+// Cluster returns the mesh's identity and what holds for all of it, zero before
+// this node has heard of it.
+func (c *Catalog) Cluster() Cluster { return c.state.cluster() }
 
 // Members returns every member, alive or not, by UUID.
 func (c *Catalog) Members() []Member { return c.state.members() }

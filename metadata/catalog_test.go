@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestMeshOfOne(t *testing.T) {
 	m := newMesh(t)
 	n := m.add("z")
-	if got := n.Settings(); got.Replicas != 3 || got.ID == "" {
+	if got := n.Cluster(); got.Replicas != 3 || got.ID == "" {
 		t.Errorf("settings %+v", got)
 	}
 	for i := range 20 {

@@ -53,7 +53,7 @@ type ages struct{ links, untagged int64 }
 
 func (c *Catalog) agesAt(now time.Time) ages {
 	a := ages{links: now.Add(-c.cfg.Timing.LinkAge).UnixNano()}
-	if keep := c.Settings().UntaggedAfter; keep > 0 {
+	if keep := c.Cluster().UntaggedAfter; keep > 0 {
 		a.untagged = now.Add(-keep).UnixNano()
 	}
 	return a

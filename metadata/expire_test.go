@@ -127,7 +127,7 @@ func TestExpire(t *testing.T) {
 			t.Errorf("shorter than a push may take: %v", err)
 		}
 		must(t, others[0].SetPolicy(ctx, Policy{UntaggedAfter: 24 * time.Hour}))
-		if got := others[0].Settings().UntaggedAfter; got != 24*time.Hour {
+		if got := others[0].Cluster().UntaggedAfter; got != 24*time.Hour {
 			t.Errorf("policy %v", got)
 		}
 		if m, err := m.leader().Manifest(ctx, "r", oci.Reference{Digest: untagged.Digest}); err != nil || !m.Stale {

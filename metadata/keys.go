@@ -15,6 +15,7 @@ import (
 //	0x02                                       Cluster                      identity and settings of the mesh
 //	0x03 uuid                                  member                       members, and the buried
 //	0x04 request id                            receipt                      what became of a request
+//	0x05 key                                   setting                      what others keep here, such as accounts (level 3)
 //	0x10 repo 00 'g' manifest tag              -                            tags of a manifest
 //	0x10 repo 00 'l' blob                      link                         blobs of a repository
 //	0x10 repo 00 'm' manifest                  manifest                     manifests of a repository
@@ -37,6 +38,7 @@ const (
 	keyCluster  = 0x02
 	keyMember   = 0x03
 	keyReceipt  = 0x04
+	keySetting  = 0x05
 	keyRepo     = 0x10
 	keyBytes    = 0x20
 
@@ -213,8 +215,9 @@ func namedBy(d sum, repo string, manifest sum) []byte {
 	return append(k, manifest...)
 }
 
-func memberKey(id string) []byte  { return append([]byte{keyMember}, id...) }
-func receiptKey(id string) []byte { return append([]byte{keyReceipt}, id...) }
+func memberKey(id string) []byte   { return append([]byte{keyMember}, id...) }
+func receiptKey(id string) []byte  { return append([]byte{keyReceipt}, id...) }
+func settingKey(key string) []byte { return append([]byte{keySetting}, key...) }
 
 // after returns the first key beyond all that start with prefix; nil is the
 // end of all keys.

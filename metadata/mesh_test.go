@@ -385,7 +385,7 @@ func (n *testNode) join() {
 	}
 	n.mesh.mu.Lock()
 	defer n.mesh.mu.Unlock()
-	n.epoch = through.Settings().Epoch
+	n.epoch = through.Cluster().Epoch
 }
 
 // stop ends n as a planned stop would, without handing anything over.

@@ -18,11 +18,14 @@ import (
 // FeatureLevel is the highest set of operations that this version understands:
 // a member announces it, and the log carries only what the lowest of all
 // members allows.
-const FeatureLevel = 2
+const FeatureLevel = 3
 
 // levelHealing brought the operations by which a mesh heals itself, and the
 // indexes that they need (rules_index.go).
 const levelHealing = 2
+
+// levelSettings brought settings, and tags that may not move.
+const levelSettings = 3
 
 const (
 	writeTime   = time.Minute      // a write is given up after this; the state knows its request id for longer
@@ -208,9 +211,15 @@ func (c *Catalog) proposeHere(ctx context.Context, cmd *wire.Command) (proposal,
 // needs is the feature level that every member must have before cmd may be
 // proposed, since one that does not know an operation stops.
 func needs(cmd *wire.Command) uint32 {
-	switch cmd.Op.(type) {
+	switch op := cmd.Op.(type) {
 	case *wire.Command_Expire, *wire.Command_Lost, *wire.Command_Standing, *wire.Command_Policy, *wire.Command_Recover:
 		return levelHealing
+	case *wire.Command_Settings:
+		return levelSettings
+	case *wire.Command_Manifest:
+		if len(op.Manifest.ImmutableTags) > 0 { // one that does not know them would move the tag
+			return levelSettings
+		}
 	}
 	return 1
 }

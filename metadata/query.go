@@ -166,6 +166,18 @@ func (s *state) blob(repo string, d digest.Digest) (b Blob, ok bool, err error) 
 	return b, ok, nil
 }
 
+// linking lists the repositories that link d.
+func (s *state) linking(d digest.Digest, p Page) (repos []string, err error) {
+	id, ok := parseSum(string(d))
+	if !ok {
+		return nil, nil
+	}
+	repos, _, err = pageOf(s, linkedIn(id, ""), p.Last, limit(p), func(repo, _ []byte) (string, bool, error) {
+		return string(repo), true, nil
+	})
+	return repos, err
+}
+
 // repoKnown reports whether a repository holds anything.
 func (s *state) repoKnown(repo string) (bool, error) {
 	db, err := s.acquire()

@@ -85,6 +85,14 @@ func (c *Catalog) Blob(ctx context.Context, repo string, d digest.Digest) (Blob,
 	return b, wrapRead("blob", err)
 }
 
+// Linking lists repositories that link d, as this replica knows it: at most n, and
+// no more than maxPage, in byte order after the name `after`, or from the
+// beginning where that is ""; none is the end.
+func (c *Catalog) Linking(d digest.Digest, after string, n int) ([]string, error) {
+	repos, err := c.state.linking(d, Page{Last: after, N: n})
+	return repos, wrapRead("repositories of a blob", err)
+}
+
 // Tags lists the tags of repo.
 func (c *Catalog) Tags(ctx context.Context, repo string, p Page) (List[string], error) {
 	return listing(ctx, c, func() ([]string, bool, error) {

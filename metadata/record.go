@@ -223,6 +223,24 @@ func decodeTime(b []byte) (int64, error) {
 	return at, f.err()
 }
 
+// settingRecord is a setting under its key.
+type settingRecord struct {
+	revision uint64 // index of the entry that wrote it
+	value    []byte
+}
+
+func (s settingRecord) encode() []byte {
+	return appendString(binary.AppendUvarint(nil, s.revision), s.value)
+}
+
+// decodeSetting returns a setting whose value is a copy, and never nil.
+func decodeSetting(b []byte) (settingRecord, error) {
+	f := fields{b: b}
+	s := settingRecord{revision: f.uint()}
+	s.value = append([]byte{}, f.bytes()...)
+	return s, f.err()
+}
+
 // naming is what a manifest names.
 type naming struct {
 	subject sum
@@ -302,13 +320,18 @@ const (
 	levelTooLow
 	usedSince
 	othersDrain
+	badSetting
+	settingDiffers
+	settingsFull
+	tagImmutable
 )
 
 // decision is a verdict with what the client is told beside it.
 type decision struct {
 	verdict verdict
-	size    int64 // of the blob, where a link was made; of the names that went, where some expired
-	missing []sum // the first few, where blobs are missing
+	size    int64  // of the blob, where a link was made; of the names that went, where some expired
+	missing []sum  // the first few, where blobs are missing
+	tag     string // where it is immutable
 }
 
 // maxMissing bounds the list of missing blobs in an answer and its receipt.
@@ -360,6 +383,14 @@ func (d decision) result() *applyResult {
 		r.err = oci.ErrDenied.Because("the blob was used meanwhile")
 	case othersDrain:
 		r.err = oci.ErrDenied.Because("no other member owns blobs, and some are draining: take that back for one of them first")
+	case badSetting:
+		r.err = oci.ErrDenied.Because("malformed settings: a key is 1 to %d printable characters, a value at most %d bytes, all of one change %d", maxSettingKey, maxSetting, maxChange)
+	case settingDiffers:
+		r.err = oci.ErrConflict
+	case settingsFull:
+		r.err = oci.ErrDenied.Because("a mesh keeps %d settings at most, of %d bytes together", maxSettings, maxSettingBytes)
+	case tagImmutable:
+		r.err = oci.ErrDenied.Because("tag %s is immutable", d.tag)
 	default: // a newer node's, in a snapshot
 		r.err = oci.ErrDenied.Because("refused")
 	}
@@ -378,6 +409,9 @@ func (r receipt) encode() []byte {
 	b = binary.AppendUvarint(b, uint64(r.at))
 	b = binary.AppendUvarint(b, uint64(r.verdict))
 	b = binary.AppendUvarint(b, uint64(r.size))
+	if r.verdict == tagImmutable {
+		return append(b, r.tag...)
+	}
 	for _, d := range r.missing {
 		b = append(b, d...)
 	}
@@ -389,6 +423,10 @@ func decodeReceipt(b []byte) (receipt, error) {
 	r := receipt{index: f.uint(), at: f.int()}
 	r.verdict = verdict(f.uint())
 	r.size = f.int()
+	if r.verdict == tagImmutable {
+		r.tag = string(f.b)
+		return r, f.err()
+	}
 	r.missing = f.sums()
 	return r, f.err()
 }

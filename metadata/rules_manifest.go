@@ -14,6 +14,13 @@ func (t *tx) manifest(op *wire.Manifest) (decision, error) {
 	if v != done {
 		return decision{verdict: v}, nil
 	}
+	tag, err := t.immutable(op, d)
+	if err != nil {
+		return decision{}, err
+	}
+	if tag != "" {
+		return decision{verdict: tagImmutable, tag: tag}, nil
+	}
 	missing, err := t.missing(op)
 	if err != nil {
 		return decision{}, err
@@ -56,7 +63,7 @@ func checkManifest(op *wire.Manifest) (d sum, n naming, v verdict) {
 	if !validName(op.Repo, maxRepo) {
 		return d, n, badName
 	}
-	for _, tag := range op.Tags {
+	for _, tag := range slices.Concat(op.Tags, op.ImmutableTags) {
 		if !validName(tag, maxTag) {
 			return d, n, badTag
 		}
@@ -81,6 +88,21 @@ func checkManifest(op *wire.Manifest) (d sum, n naming, v verdict) {
 	slices.Sort(n.refs)
 	n.refs = slices.Compact(n.refs)
 	return d, n, done
+}
+
+// immutable returns the first tag that may not move and names another manifest
+// than d, or "".
+func (t *tx) immutable(op *wire.Manifest, d sum) (string, error) {
+	for _, tag := range op.ImmutableTags {
+		old, has, err := t.getTag(op.Repo, tag)
+		if err != nil {
+			return "", err
+		}
+		if has && old != d {
+			return tag, nil
+		}
+	}
+	return "", nil
 }
 
 // missing returns the first blobs that the manifest needs and its repository

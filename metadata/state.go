@@ -58,16 +58,18 @@ type state struct {
 	name string     // of its folder in dir
 
 	// Owned by raft's goroutine.
-	at       progress
-	receipts receiptQueue
+	at          progress
+	receipts    receiptQueue
+	settingSums settingSums
 
 	hot hot
 
 	// Copies for everyone else.
-	index   atomic.Uint64
-	logTime atomic.Int64
-	roster  atomic.Pointer[roster]
-	hook    atomic.Pointer[func()]
+	index           atomic.Uint64
+	logTime         atomic.Int64
+	settingsVersion atomic.Uint64 // of an entry no older than the last that changed settings; set before index
+	roster          atomic.Pointer[roster]
+	hook            atomic.Pointer[func()]
 
 	waiting struct {
 		sync.Mutex
@@ -166,6 +168,7 @@ func (s *state) options() *pebble.Options {
 type loaded struct {
 	at       progress
 	receipts receiptQueue
+	settings settingSums
 	roster   *roster
 }
 
@@ -177,6 +180,9 @@ func load(db *pebble.DB) (l loaded, err error) {
 		return l, err
 	}
 	if l.roster, err = loadRoster(db); err != nil {
+		return l, err
+	}
+	if l.settings, err = loadSettingSums(db); err != nil {
 		return l, err
 	}
 	l.receipts, err = loadReceipts(db)
@@ -203,7 +209,8 @@ func loadRoster(r pebble.Reader) (*roster, error) {
 
 // adopt makes l what the state is; in raft's goroutine, or before it runs.
 func (s *state) adopt(l loaded) {
-	s.at, s.receipts = l.at, l.receipts
+	s.at, s.receipts, s.settingSums = l.at, l.receipts, l.settings
+	s.settingsVersion.Store(l.at.index)
 	s.roster.Store(l.roster)
 	s.publish()
 }

@@ -180,6 +180,8 @@ func command(minutes int, op any) *wire.Command {
 		c.Op = &wire.Command_Lost{Lost: op}
 	case *wire.Policy:
 		c.Op = &wire.Command_Policy{Policy: op}
+	case *wire.Settings:
+		c.Op = &wire.Command_Settings{Settings: op}
 	}
 	return c
 }

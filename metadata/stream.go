@@ -318,7 +318,7 @@ func knownKey(k []byte) bool {
 	switch k[0] {
 	case keyProgress, keyCluster:
 		return len(k) == 1
-	case keyMember, keyReceipt, keyRepo, keyBytes:
+	case keyMember, keyReceipt, keySetting, keyRepo, keyBytes:
 		return len(k) > 1
 	}
 	return false

@@ -112,7 +112,7 @@ func TestRefusedStream(t *testing.T) {
 		{"out of order", forge(at, "\x02", cluster, "\x01", progressed), errStream},
 		{"twice", forge(at, "\x01", progressed, "\x01", progressed, "\x02", cluster), errStream},
 		{"fewer than counted", recount(forge(at, "\x01", progressed, "\x02", cluster), 3), errStream},
-		{"unknown kind", forge(at, "\x01", progressed, "\x02", cluster, "\x05x", ""), errStream},
+		{"unknown kind", forge(at, "\x01", progressed, "\x02", cluster, "\x06x", ""), errStream},
 		{"long key", forge(at, "\x01", progressed, "\x02", cluster, long, ""), errStream},
 		{"damaged progress", forge(at, "\x01", "\xff", "\x02", cluster), errRecord},
 		{"damaged member", forge(at, "\x01", progressed, "\x02", cluster, "\x03x", "\x00\x09"), errRecord},

@@ -34,7 +34,8 @@ func (c *Catalog) InlineLimit() int {
 }
 
 // PutManifest stores a manifest and moves its tags to it, all or nothing:
-// ErrManifestBlobUnknown where repo lacks a blob that it needs.
+// ErrManifestBlobUnknown where repo lacks a blob that it needs, ErrDenied where a
+// tag may not move.
 func (c *Catalog) PutManifest(ctx context.Context, p Put) error {
 	if len(p.Body) > inline { // not InlineLimit, which falls when a zone appears meanwhile
 		return fmt.Errorf("put manifest: %w", oci.ErrManifestTooLarge.Because("it does not fit into an entry"))
@@ -66,6 +67,8 @@ func manifestOp(p Put) *wire.Command {
 		Blobs:        digests(p.Manifest.Blobs),
 		Children:     digests(p.Manifest.Children),
 		ArtifactType: p.Manifest.ArtifactType,
+
+		ImmutableTags: p.ImmutableTags,
 	}
 	if p.Manifest.Subject != nil {
 		m.Subject = p.Manifest.Subject.Digest.String()
@@ -102,23 +105,25 @@ func (c *Catalog) MountBlob(ctx context.Context, repo string, d digest.Digest, f
 // ask nobody, so another may answer with the blob until it does.
 func (c *Catalog) UnlinkBlob(ctx context.Context, repo string, d digest.Digest) (everywhere bool, err error) {
 	op := &wire.Unlink{Repo: repo, Digest: d.String()}
-	return c.remove(ctx, "unlink blob", &wire.Command{Op: &wire.Command_Unlink{Unlink: op}})
+	return c.writeEverywhere(ctx, "unlink blob", &wire.Command{Op: &wire.Command_Unlink{Unlink: op}})
 }
 
 // DeleteTag drops a tag; for everywhere see UnlinkBlob.
 func (c *Catalog) DeleteTag(ctx context.Context, repo, tag string) (everywhere bool, err error) {
 	op := &wire.Untag{Repo: repo, Tag: tag}
-	return c.remove(ctx, "delete tag", &wire.Command{Op: &wire.Command_Untag{Untag: op}})
+	return c.writeEverywhere(ctx, "delete tag", &wire.Command{Op: &wire.Command_Untag{Untag: op}})
 }
 
 // DeleteManifest drops a manifest and every tag on it; for everywhere see
 // UnlinkBlob.
 func (c *Catalog) DeleteManifest(ctx context.Context, repo string, d digest.Digest) (everywhere bool, err error) {
 	op := &wire.Unmanifest{Repo: repo, Digest: d.String()}
-	return c.remove(ctx, "delete manifest", &wire.Command{Op: &wire.Command_Unmanifest{Unmanifest: op}})
+	return c.writeEverywhere(ctx, "delete manifest", &wire.Command{Op: &wire.Command_Unmanifest{Unmanifest: op}})
 }
 
-func (c *Catalog) remove(ctx context.Context, what string, cmd *wire.Command) (everywhere bool, err error) {
+// writeEverywhere is write for what may be known nowhere any more, or must be
+// known everywhere, when it is answered.
+func (c *Catalog) writeEverywhere(ctx context.Context, what string, cmd *wire.Command) (everywhere bool, err error) {
 	out, err := c.write(ctx, cmd)
 	if err != nil {
 		return false, wrapWrite(what, err)

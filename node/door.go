@@ -94,7 +94,7 @@ func (n *Node) admit(r *http.Request) (admission, error) {
 	if err := n.catalog.Join(r.Context(), m); err != nil {
 		return admission{}, err
 	}
-	return admission{Cluster: n.catalog.Settings(), Members: n.catalog.Members()}, nil
+	return admission{Cluster: n.catalog.Cluster(), Members: n.catalog.Members()}, nil
 }
 
 // checkBlank refuses a voter whose log was lost: it may have acknowledged what

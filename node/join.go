@@ -52,7 +52,7 @@ func (n *Node) returnTo(ctx context.Context, cluster string) error {
 			return err
 		}
 	}
-	if c := n.catalog.Settings(); c.ID != "" && c.ID != cluster {
+	if c := n.catalog.Cluster(); c.ID != "" && c.ID != cluster {
 		return fmt.Errorf("the data folder %s is damaged: node.json names mesh %s, the catalogue mesh %s", n.cfg.Data, cluster, c.ID)
 	}
 	return n.announce(ctx)

@@ -181,7 +181,7 @@ func TestRecoverTwo(t *testing.T) {
 	c.add(func(cfg *Config) { cfg.Data += "-new" })
 	c.awaitVoters(3)
 	for i, n := range c.nodes {
-		if got := n.catalog.Settings().Epoch; got != epoch {
+		if got := n.catalog.Cluster().Epoch; got != epoch {
 			t.Errorf("node %d is of epoch %d, want %d", i, got, epoch)
 		}
 	}

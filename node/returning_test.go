@@ -28,13 +28,13 @@ func TestReturnsToLaterEpoch(t *testing.T) {
 	for _, i := range kept {
 		n := c.nodes[i]
 		c.await(fmt.Sprintf("n%d in the new epoch", i), func() error {
-			if mesh, members := n.catalog.Settings(), n.catalog.Members(); mesh.Epoch.Recoveries() != 1 || len(members) != 2 {
+			if mesh, members := n.catalog.Cluster(), n.catalog.Members(); mesh.Epoch.Recoveries() != 1 || len(members) != 2 {
 				return fmt.Errorf("epoch %s with %d members", mesh.Epoch, len(members))
 			}
 			return n.Ready()
 		})
 	}
-	if epoch := c.nodes[0].catalog.Settings().Epoch; epoch != 1 {
+	if epoch := c.nodes[0].catalog.Cluster().Epoch; epoch != 1 {
 		t.Errorf("who was not recovered is of epoch %s", epoch)
 	}
 }
@@ -69,7 +69,7 @@ func TestTwoRecoveries(t *testing.T) {
 			t.Errorf("%s knows %d members", n.cfg.Name, len(n.catalog.Members()))
 		}
 		if got, err := n.hello(t.Context(), other.ID()); err == nil {
-			t.Errorf("%s, of epoch %s, was greeted by %+v", n.cfg.Name, n.catalog.Settings().Epoch, got)
+			t.Errorf("%s, of epoch %s, was greeted by %+v", n.cfg.Name, n.catalog.Cluster().Epoch, got)
 		}
 		body := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"manifests":[]}`, v1.MediaTypeImageIndex)
 		c.do(i, 201, "PUT", "/v2/app/manifests/"+n.cfg.Name, body, "Content-Type", v1.MediaTypeImageIndex)
@@ -89,7 +89,7 @@ func TestTwoRecoveries(t *testing.T) {
 	}
 	c.restart(2)
 	c.do(2, 200, "HEAD", "/v2/app/manifests/n1", nil)
-	if a, b := c.nodes[1].catalog.Settings(), c.nodes[2].catalog.Settings(); a.Epoch != b.Epoch {
+	if a, b := c.nodes[1].catalog.Cluster(), c.nodes[2].catalog.Cluster(); a.Epoch != b.Epoch {
 		t.Errorf("epochs %s and %s", a.Epoch, b.Epoch)
 	}
 }

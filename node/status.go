@@ -79,7 +79,7 @@ type MemberStatus struct {
 
 // Status tells how the mesh looks from here.
 func (n *Node) Status(ctx context.Context) Status {
-	raft, c := n.catalog.Status(), n.catalog.Settings()
+	raft, c := n.catalog.Status(), n.catalog.Cluster()
 	s := Status{
 		Copies:  n.copiesStatus(ctx),
 		Node:    NodeStatus{ID: n.id(), Name: n.cfg.Name, Version: n.cfg.Version},

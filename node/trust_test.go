@@ -54,7 +54,7 @@ func secretOf(t *testing.T, c *cluster) []byte {
 // may turn up there.
 func TestPeerPortKnowsWhoAsks(t *testing.T) {
 	c := newCluster(t, 3)
-	secret, mine := secretOf(t, c), c.nodes[0].catalog.Settings()
+	secret, mine := secretOf(t, c), c.nodes[0].catalog.Cluster()
 	member := c.nodes[1].ID()
 	other := metadata.Cluster{ID: newUUID(), Epoch: mine.Epoch}
 	older := metadata.Cluster{ID: mine.ID, Epoch: mine.Epoch + 1}

@@ -45,6 +45,7 @@ type Command struct {
 	//	*Command_Standing
 	//	*Command_Policy
 	//	*Command_Recover
+	//	*Command_Settings
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -214,6 +215,15 @@ func (x *Command) GetRecover() *Recover {
 	return nil
 }
 
+func (x *Command) GetSettings() *Settings {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Settings); ok {
+			return x.Settings
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -262,6 +272,10 @@ type Command_Recover struct {
 	Recover *Recover `protobuf:"bytes,15,opt,name=recover,proto3,oneof"`
 }
 
+type Command_Settings struct {
+	Settings *Settings `protobuf:"bytes,16,opt,name=settings,proto3,oneof"`
+}
+
 func (*Command_Link) isCommand_Op() {}
 
 func (*Command_Unlink) isCommand_Op() {}
@@ -283,6 +297,8 @@ func (*Command_Standing) isCommand_Op() {}
 func (*Command_Policy) isCommand_Op() {}
 
 func (*Command_Recover) isCommand_Op() {}
+
+func (*Command_Settings) isCommand_Op() {}
 
 // Link makes a blob part of a repository: pushed, or mounted from another.
 type Link struct {
@@ -427,6 +443,7 @@ type Manifest struct {
 	Subject       string                 `protobuf:"bytes,9,opt,name=subject,proto3" json:"subject,omitempty"`
 	ArtifactType  string                 `protobuf:"bytes,10,opt,name=artifact_type,json=artifactType,proto3" json:"artifact_type,omitempty"`
 	Annotations   map[string]string      `protobuf:"bytes,11,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	ImmutableTags []string               `protobuf:"bytes,12,rep,name=immutable_tags,json=immutableTags,proto3" json:"immutable_tags,omitempty"` // must name no other manifest (level 3)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -534,6 +551,13 @@ func (x *Manifest) GetArtifactType() string {
 func (x *Manifest) GetAnnotations() map[string]string {
 	if x != nil {
 		return x.Annotations
+	}
+	return nil
+}
+
+func (x *Manifest) GetImmutableTags() []string {
+	if x != nil {
+		return x.ImmutableTags
 	}
 	return nil
 }
@@ -1167,11 +1191,117 @@ func (x *Recover) GetKeep() []string {
 	return nil
 }
 
+// Settings writes and removes settings: all of the changes, or none.
+type Settings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       []*Setting             `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"` // each of another key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Settings) Reset() {
+	*x = Settings{}
+	mi := &file_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Settings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Settings) ProtoMessage() {}
+
+func (x *Settings) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Settings.ProtoReflect.Descriptor instead.
+func (*Settings) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Settings) GetChanges() []*Setting {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// Setting is a small value that the catalogue keeps for others under a name.
+type Setting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3,oneof" json:"value,omitempty"`        // absent removes it
+	Revision      *uint64                `protobuf:"varint,3,opt,name=revision,proto3,oneof" json:"revision,omitempty"` // index of the entry that must have written it last; 0: it must be absent
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Setting) Reset() {
+	*x = Setting{}
+	mi := &file_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Setting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Setting) ProtoMessage() {}
+
+func (x *Setting) ProtoReflect() protoreflect.Message {
+	mi := &file_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Setting.ProtoReflect.Descriptor instead.
+func (*Setting) Descriptor() ([]byte, []int) {
+	return file_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Setting) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Setting) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *Setting) GetRevision() uint64 {
+	if x != nil && x.Revision != nil {
+		return *x.Revision
+	}
+	return 0
+}
+
 var File_command_proto protoreflect.FileDescriptor
 
 const file_command_proto_rawDesc = "" +
 	"\n" +
-	"\rcommand.proto\x12\x11flotilla.metadata\"\xc3\x05\n" +
+	"\rcommand.proto\x12\x11flotilla.metadata\"\xfe\x05\n" +
 	"\aCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1191,7 +1321,8 @@ const file_command_proto_rawDesc = "" +
 	"\x04lost\x18\f \x01(\v2\x17.flotilla.metadata.LostH\x00R\x04lost\x129\n" +
 	"\bstanding\x18\r \x01(\v2\x1b.flotilla.metadata.StandingH\x00R\bstanding\x123\n" +
 	"\x06policy\x18\x0e \x01(\v2\x19.flotilla.metadata.PolicyH\x00R\x06policy\x126\n" +
-	"\arecover\x18\x0f \x01(\v2\x1a.flotilla.metadata.RecoverH\x00R\arecoverB\x04\n" +
+	"\arecover\x18\x0f \x01(\v2\x1a.flotilla.metadata.RecoverH\x00R\arecover\x129\n" +
+	"\bsettings\x18\x10 \x01(\v2\x1b.flotilla.metadata.SettingsH\x00R\bsettingsB\x04\n" +
 	"\x02op\"p\n" +
 	"\x04Link\x12\x12\n" +
 	"\x04repo\x18\x01 \x01(\tR\x04repo\x12\x16\n" +
@@ -1201,7 +1332,7 @@ const file_command_proto_rawDesc = "" +
 	"\x04from\x18\x05 \x01(\tR\x04from\"4\n" +
 	"\x06Unlink\x12\x12\n" +
 	"\x04repo\x18\x01 \x01(\tR\x04repo\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xa0\x03\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xc7\x03\n" +
 	"\bManifest\x12\x12\n" +
 	"\x04repo\x18\x01 \x01(\tR\x04repo\x12\x12\n" +
 	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x16\n" +
@@ -1215,7 +1346,8 @@ const file_command_proto_rawDesc = "" +
 	"\asubject\x18\t \x01(\tR\asubject\x12#\n" +
 	"\rartifact_type\x18\n" +
 	" \x01(\tR\fartifactType\x12N\n" +
-	"\vannotations\x18\v \x03(\v2,.flotilla.metadata.Manifest.AnnotationsEntryR\vannotations\x1a>\n" +
+	"\vannotations\x18\v \x03(\v2,.flotilla.metadata.Manifest.AnnotationsEntryR\vannotations\x12%\n" +
+	"\x0eimmutable_tags\x18\f \x03(\tR\rimmutableTags\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
@@ -1264,7 +1396,15 @@ const file_command_proto_rawDesc = "" +
 	"\x0euntagged_after\x18\x01 \x01(\x03R\runtaggedAfter\"3\n" +
 	"\aRecover\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
-	"\x04keep\x18\x02 \x03(\tR\x04keepB5Z3github.com/flotilla-registry/flotilla/metadata/wireb\x06proto3"
+	"\x04keep\x18\x02 \x03(\tR\x04keep\"@\n" +
+	"\bSettings\x124\n" +
+	"\achanges\x18\x01 \x03(\v2\x1a.flotilla.metadata.SettingR\achanges\"n\n" +
+	"\aSetting\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x19\n" +
+	"\x05value\x18\x02 \x01(\fH\x00R\x05value\x88\x01\x01\x12\x1f\n" +
+	"\brevision\x18\x03 \x01(\x04H\x01R\brevision\x88\x01\x01B\b\n" +
+	"\x06_valueB\v\n" +
+	"\t_revisionB5Z3github.com/flotilla-registry/flotilla/metadata/wireb\x06proto3"
 
 var (
 	file_command_proto_rawDescOnce sync.Once
@@ -1278,7 +1418,7 @@ func file_command_proto_rawDescGZIP() []byte {
 	return file_command_proto_rawDescData
 }
 
-var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_command_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_command_proto_goTypes = []any{
 	(*Command)(nil),    // 0: flotilla.metadata.Command
 	(*Link)(nil),       // 1: flotilla.metadata.Link
@@ -1294,7 +1434,9 @@ var file_command_proto_goTypes = []any{
 	(*Standing)(nil),   // 11: flotilla.metadata.Standing
 	(*Policy)(nil),     // 12: flotilla.metadata.Policy
 	(*Recover)(nil),    // 13: flotilla.metadata.Recover
-	nil,                // 14: flotilla.metadata.Manifest.AnnotationsEntry
+	(*Settings)(nil),   // 14: flotilla.metadata.Settings
+	(*Setting)(nil),    // 15: flotilla.metadata.Setting
+	nil,                // 16: flotilla.metadata.Manifest.AnnotationsEntry
 }
 var file_command_proto_depIdxs = []int32{
 	1,  // 0: flotilla.metadata.Command.link:type_name -> flotilla.metadata.Link
@@ -1308,15 +1450,17 @@ var file_command_proto_depIdxs = []int32{
 	11, // 8: flotilla.metadata.Command.standing:type_name -> flotilla.metadata.Standing
 	12, // 9: flotilla.metadata.Command.policy:type_name -> flotilla.metadata.Policy
 	13, // 10: flotilla.metadata.Command.recover:type_name -> flotilla.metadata.Recover
-	14, // 11: flotilla.metadata.Manifest.annotations:type_name -> flotilla.metadata.Manifest.AnnotationsEntry
-	7,  // 12: flotilla.metadata.Member.cluster:type_name -> flotilla.metadata.Cluster
-	9,  // 13: flotilla.metadata.Expire.links:type_name -> flotilla.metadata.Name
-	9,  // 14: flotilla.metadata.Expire.manifests:type_name -> flotilla.metadata.Name
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	14, // 11: flotilla.metadata.Command.settings:type_name -> flotilla.metadata.Settings
+	16, // 12: flotilla.metadata.Manifest.annotations:type_name -> flotilla.metadata.Manifest.AnnotationsEntry
+	7,  // 13: flotilla.metadata.Member.cluster:type_name -> flotilla.metadata.Cluster
+	9,  // 14: flotilla.metadata.Expire.links:type_name -> flotilla.metadata.Name
+	9,  // 15: flotilla.metadata.Expire.manifests:type_name -> flotilla.metadata.Name
+	15, // 16: flotilla.metadata.Settings.changes:type_name -> flotilla.metadata.Setting
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_command_proto_init() }
@@ -1336,16 +1480,18 @@ func file_command_proto_init() {
 		(*Command_Standing)(nil),
 		(*Command_Policy)(nil),
 		(*Command_Recover)(nil),
+		(*Command_Settings)(nil),
 	}
 	file_command_proto_msgTypes[3].OneofWrappers = []any{}
 	file_command_proto_msgTypes[11].OneofWrappers = []any{}
+	file_command_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_command_proto_rawDesc), len(file_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
