@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -136,11 +137,24 @@ func refusal(resp *http.Response) error {
 	return errors.New(answer.Errors[0].Message)
 }
 
-// fetch decodes a node's answer into v.
+// fetch decodes a node's answer to a request without a body into v.
 func (r *remote) fetch(ctx context.Context, method, path string, v any) error {
+	return r.sendBytes(ctx, method, path, nil, v)
+}
+
+// send sends in as JSON and decodes the answer into v.
+func (r *remote) send(ctx context.Context, method, path string, in, v any) error {
+	b, err := json.Marshal(in)
+	if err != nil {
+		return err
+	}
+	return r.sendBytes(ctx, method, path, b, v)
+}
+
+func (r *remote) sendBytes(ctx context.Context, method, path string, in []byte, v any) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	body, err := r.call(ctx, method, path, nil)
+	body, err := r.call(ctx, method, path, bytes.NewReader(in))
 	if err != nil {
 		return err
 	}

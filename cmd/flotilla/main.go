@@ -38,7 +38,8 @@ func run(ctx context.Context, args []string) int {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.AddCommand(serveCommand(), devCommand(), statusCommand(),
-		drainCommand(), removeCommand(), gcCommand(), backupCommand(), restoreCommand(), recoverCommand(),
+		drainCommand(), removeCommand(), gcCommand(), userCommand(), robotCommand(), applyCommand(), getCommand(), logoutCommand(),
+		backupCommand(), restoreCommand(), recoverCommand(),
 		benchCommand(), versionCommand())
 	root.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) > 0 {
