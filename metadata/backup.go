@@ -20,9 +20,9 @@ import (
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
-// A backup is the stream of the whole state (stream.go). It is restored into
-// another mesh: the names are taken over, while that mesh stays what it is and
-// has the members that it has.
+// A backup is the stream of the whole state (stream.go), secrets among the
+// settings included. It is restored into another mesh: names and settings are
+// taken over, while that mesh stays what it is and has the members that it has.
 
 // Backup is the state at one moment, as a stream; whoever has it closes it.
 type Backup struct {
@@ -91,9 +91,10 @@ func (c *Catalog) hashState(ctx context.Context) (index uint64, hash string, err
 	return at.index, hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// Restore takes the names of a backup into this mesh, which must hold none yet.
-// The whole of r is proved before anything changes. When it returns, every
-// member that seems alive has them, or was given a minute to.
+// Restore takes the names of a backup into this mesh, which must hold none yet,
+// and its settings in place of those that the mesh has; a backup without any
+// leaves these. The whole of r is proved before anything changes. When it
+// returns, every member that seems alive has them, or was given a minute to.
 //
 // ErrDenied where this mesh has repositories, or the backup is damaged or does
 // not suit. After ErrUnavailable the names may have been taken in or not; if

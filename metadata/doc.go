@@ -1,5 +1,6 @@
 // Package metadata is what names mean: repositories, tags, manifests, links to
-// blobs, and the members of the mesh. All nodes agree on it by Raft.
+// blobs, and the members of the mesh; and beside them settings, which others
+// give a meaning. All nodes agree on it by Raft.
 //
 // # Two halves
 //
@@ -39,9 +40,9 @@
 // # Disaster
 //
 // A backup (backup.go, rewrite.go) is the stream of the state. Restored, its
-// names become those of another mesh, which keeps its identity and members. The
-// leader is the only voter meanwhile, so that no other can be elected without
-// them.
+// names and settings become those of another mesh, which keeps its identity and
+// members, and its own settings where the backup has none. The leader is the
+// only voter meanwhile, so that no other can be elected without them.
 //
 // Where the quorum is gone for good, people recover what one node holds
 // (recover.go, recover_look.go), while no node of the mesh-to-be runs. That
@@ -71,13 +72,28 @@
 // digest that no member holds any more is recorded as lost (rules_lost.go):
 // unknown to clients, so that the next push heals it.
 //
+// # Settings
+//
+// A setting (settings.go, rules_settings.go) is a small value under a key, which
+// the catalogue does not read: who may do what is kept so, and package api/auth
+// knows what it means. Its revision is the entry that wrote it. A change holds
+// only while the revisions are those that it was made from, all of one change or
+// nothing, and is answered when every member that seems alive has applied it, as
+// deletes are. Whoever decides by settings keeps what it made of them until
+// SettingsVersion rises.
+//
+// What depends on them in Apply comes in the command, as plain data: that a tag
+// may not move is found out before the manifest is proposed, and that it does
+// not move is decided when the entry is applied, whoever else pushes meanwhile.
+//
 // # Levels
 //
 // A member announces the feature level that it understands. An operation is
 // proposed only when all members have its level, and what a level writes beside
 // the ones below it is written only from the entry on that raised the last
 // member (rules_index.go). The level of a mesh never falls: a node below it is
-// refused.
+// refused. Level 2 brought healing and expiry with their indexes, level 3
+// settings and tags that may not move.
 package metadata
 
 //go:generate sh -c "protoc -I wire --plugin=protoc-gen-go=$(go tool -n protoc-gen-go) --go_out=wire --go_opt=paths=source_relative command.proto"

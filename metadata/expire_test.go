@@ -208,6 +208,7 @@ func TestMixedLevels(t *testing.T) {
 		"policy":   func() error { return n.SetPolicy(ctx, Policy{UntaggedAfter: 24 * time.Hour}) },
 		"expire":   func() error { _, err := n.write(ctx, command(0, &wire.Expire{})); return err },
 		"standing": func() error { _, err := n.write(ctx, &wire.Command{Op: &wire.Command_Standing{}}); return err },
+		"settings": func() error { _, err := n.Change(ctx, "x", Change{Key: "k", Value: []byte("v")}); return err },
 		"recover":  func() error { _, err := n.write(ctx, &wire.Command{Op: &wire.Command_Recover{}}); return err },
 	} {
 		if err := refused(); !errors.Is(err, oci.ErrUnsupported) {

@@ -33,6 +33,8 @@ type model struct {
 	untagged  map[[2]string]int64 // manifest -> since when
 	placed    map[[2]string]link  // manifests whose body is a blob
 	lost      map[string]bool
+	index     uint64 // of the entry at hand
+	settings  map[string]Setting
 	seen      map[string]modelReceipt
 	ids       []string // of seen, oldest first
 }
@@ -47,7 +49,7 @@ func newModel() *model {
 	return &model{
 		links: map[[2]string]link{}, manifests: map[[2]string]*wire.Manifest{}, bodies: map[[2]string]string{},
 		tags: map[[2]string]string{}, members: map[string]*wire.Member{}, seen: map[string]modelReceipt{},
-		untagged: map[[2]string]int64{}, placed: map[[2]string]link{}, lost: map[string]bool{},
+		untagged: map[[2]string]int64{}, placed: map[[2]string]link{}, lost: map[string]bool{}, settings: map[string]Setting{},
 	}
 }
 
@@ -104,6 +106,8 @@ func (m *model) decide(c *wire.Command) (*oci.Error, int64) {
 			return oci.ErrDenied, 0
 		}
 		m.policy = op.Policy.UntaggedAfter
+	case *wire.Command_Settings:
+		return m.change(op.Settings), 0
 	}
 	return nil, 0
 }
@@ -138,6 +142,11 @@ func (m *model) link(op *wire.Link) (*oci.Error, int64) {
 }
 
 func (m *model) manifest(op *wire.Manifest) *oci.Error {
+	for _, tag := range op.ImmutableTags {
+		if d, ok := m.tags[[2]string{op.Repo, tag}]; ok && d != op.Digest {
+			return oci.ErrDenied
+		}
+	}
 	for _, b := range op.Blobs {
 		if _, ok := m.links[[2]string{op.Repo, b}]; (!ok || m.lost[b]) && !m.sparse {
 			return oci.ErrManifestBlobUnknown
@@ -267,6 +276,7 @@ func (m *model) agree(t *rapid.T, s *state) {
 	m.agreeMembers(t, s)
 	m.agreeIndexes(t, s)
 	m.agreeStale(t, s)
+	m.agreeSettings(t, s)
 }
 
 // agreeTagged asks after every entry, so that what is held in memory is there to
@@ -330,8 +340,8 @@ var (
 	modelTags      = []string{"t0", "t1", "t10"}
 )
 
-// drawCommand draws a command for a log whose time is now.
-func drawCommand(t *rapid.T, now int64) *wire.Command {
+// drawCommand draws a command for the log that m is the state of.
+func drawCommand(t *rapid.T, m *model) *wire.Command {
 	pick := func(name string, from ...string) string { return rapid.SampledFrom(from).Draw(t, name) }
 	some := func(name string, from []string) (all []string) {
 		for _, s := range from {
@@ -349,7 +359,7 @@ func drawCommand(t *rapid.T, now int64) *wire.Command {
 	}
 	repo := pick("repo", modelRepos...)
 	var op any
-	switch rapid.IntRange(0, 14).Draw(t, "op") {
+	switch rapid.IntRange(0, 15).Draw(t, "op") {
 	case 0, 1:
 		op = pushed(repo, pick("blob", append(modelBlobs, "m0")...))
 	case 2:
@@ -360,6 +370,7 @@ func drawCommand(t *rapid.T, now int64) *wire.Command {
 		name := pick("manifest", modelManifests...)
 		m := imageOf(repo, name, some("tag", modelTags), some("blob", modelBlobs)...)
 		m.Children = digests(some("child", modelManifests))
+		m.ImmutableTags = some("immutable", m.Tags)
 		m.MediaType = pick("type", v1.MediaTypeImageManifest, "other")
 		if rapid.Bool().Draw(t, "placed") {
 			m.Body = nil
@@ -374,21 +385,23 @@ func drawCommand(t *rapid.T, now int64) *wire.Command {
 		op = dropped(repo, pick("manifest", modelManifests...))
 	case 9:
 		m := joined(pick("id", "1", "2", "3"), pick("name", "n1", "n2"), pick("key", "k1", "k2"))
-		m.Level = rapid.Uint32Range(1, 2).Draw(t, "level")
+		m.Level = rapid.Uint32Range(1, FeatureLevel).Draw(t, "level")
 		m.Removed = rapid.IntRange(0, 5).Draw(t, "removed") == 0
 		if !m.Removed && rapid.Bool().Draw(t, "founds") {
 			founded(m, rapid.Bool().Draw(t, "sparse"))
 		}
 		op = m
 	case 10, 11:
-		op = drawExpire(t, now)
+		op = drawExpire(t, m.now)
 	case 12, 13:
 		op = &wire.Lost{
 			Digest: sha(pick("lost", append(modelBlobs, modelManifests...)...)),
-			Since:  now + rapid.Int64Range(-1, 1).Draw(t, "since"), Found: rapid.IntRange(0, 3).Draw(t, "found") == 0,
+			Since:  m.now + rapid.Int64Range(-1, 1).Draw(t, "since"), Found: rapid.IntRange(0, 3).Draw(t, "found") == 0,
 		}
 	case 14:
 		op = &wire.Policy{UntaggedAfter: rapid.SampledFrom([]int64{-1, 0, 1, int64(time.Hour)}).Draw(t, "policy")}
+	case 15:
+		op = drawChange(t, m)
 	}
 	c := command(rapid.SampledFrom([]int{0, 1, 5, 16, -10, 60, 60 * 13}).Draw(t, "clock"), op)
 	c.RequestId = pick("request", "", "", "r1", "r2", "r3")
@@ -407,7 +420,7 @@ func TestModel(t *testing.T) {
 		var log []*raft.Log
 		clock := int64(0)
 		for i := range rapid.IntRange(1, 60).Draw(rt, "length") {
-			c := drawCommand(rt, m.now)
+			c := drawCommand(rt, m)
 			if i == 0 && rapid.IntRange(0, 3).Draw(rt, "upgraded") > 0 {
 				c = command(0, levelled(levelHealing))
 			}
@@ -418,6 +431,7 @@ func TestModel(t *testing.T) {
 			clock, c.Now = clock+max(0, c.Now-epoch), epoch+clock+c.Now-epoch
 			l := entry(t, uint64(2*i+1), c) // raft's own entries lie between
 			log = append(log, l)
+			m.index = l.Index
 			err, size := m.apply(c)
 			got := one.Apply(l).(*applyResult)
 			if (got.err == nil) != (err == nil) || err != nil && !got.err.Is(err) || got.size != size {

@@ -272,6 +272,26 @@ func TestLevelOne(t *testing.T) {
 	}
 }
 
+// TestLevelTwo: while a member of level 2 remains, and later if nothing of level
+// 3 is asked for, the state is what it makes of the log.
+func TestLevelTwo(t *testing.T) {
+	r := newReplica(t)
+	newer := joined("2", "two", "k2")
+	newer.Level = levelHealing
+	again := command(0, imageOf("a", "m", []string{"v1"}, "blob"))
+	again.RequestId = "again"
+	r.must(
+		command(0, levelled(2)), command(0, newer), command(0, pushed("a", "blob")), again, again,
+		command(1, placed(imageOf("a", "n", []string{"v1"}))), command(2, referring(imageOf("a", "s", nil), "m", "sbom")),
+		command(3, out("2", true)), command(3, &wire.Policy{UntaggedAfter: 7}), command(4, lost("n", 4)),
+		command(5, pushed("b", "idle")), command(6, &wire.Expire{LinksBefore: minute(6), Links: namesOf("b", "idle")}),
+	)
+	// The last version of level 2 makes this of the same log.
+	if want := "5686daa4f49da51884f89b0eb5088034cf39102bd257fe96eb8eb57f2a78369a"; r.sum() != want {
+		t.Errorf("state %s, at level 2 %s", r.sum(), want)
+	}
+}
+
 // indexed returns the keys that level 1 does not know.
 func (s *state) indexed(t testing.TB) (keys []string) {
 	t.Helper()

@@ -54,10 +54,11 @@ func (c *Catalog) Settings(prefix string) ([]Setting, error) {
 	return all, wrapRead("settings", err)
 }
 
-// SettingsVersion rises no later than what a change of settings was answered
-// for, or Sync has seen, is in Settings. So whoever keeps what was made of the
-// settings asks for the version first and for them then, and keeps it while the
-// version is the same. It may rise without a change, and is this process's own.
+// SettingsVersion is later after a change of settings: at every node that has
+// applied it, so before Change has answered that it is everywhere. Whoever keeps
+// what it made of the settings asks for the version first and for Settings then,
+// which are as new at least, and need not look again while the version is the
+// same. It may rise without a change, and means nothing to another process.
 func (c *Catalog) SettingsVersion() uint64 { return c.state.settingsVersion.Load() }
 
 func (s *state) settings(prefix string) (all []Setting, err error) {

@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -154,5 +155,146 @@ func TestLinking(t *testing.T) {
 				t.Errorf("%q %v, want %q", got, err, row.want)
 			}
 		})
+	}
+}
+
+// A newcomer has the settings from a snapshot, and they outlive restarts.
+func TestSettingsTravel(t *testing.T) {
+	m := newMesh(t)
+	m.bounds.trailing = 4
+	for range 2 {
+		m.add("z")
+	}
+	ctx := context.Background()
+	_, err := m.nodes[1].Change(ctx, "x", Change{Key: "k", Value: []byte("v")}, Change{Key: "gone", Value: []byte("v")})
+	must(t, err)
+	_, err = m.nodes[1].Change(ctx, "x", Change{Key: "gone"})
+	must(t, err)
+	for i := range 30 {
+		must(t, m.leader().push("r", "x", i))
+	}
+	latest(t, m.leader())
+	m.add("z")
+	m.settle(3)
+	for _, n := range m.nodes {
+		n.stop()
+		n.start(nil)
+	}
+	m.settle(3)
+	for _, n := range m.nodes {
+		must(t, n.Sync(ctx))
+		if got := settingsOf(t, n, ""); !slices.Equal(got, []string{"k=v"}) || n.SettingsVersion() == 0 {
+			t.Errorf("%s: %q at version %d", n.id, got, n.SettingsVersion())
+		}
+	}
+	m.equal(t)
+}
+
+// A restored mesh has the settings of the backup at every node, and each notices
+// by the version; what was read before the restore is no base for a change.
+func TestSettingsBackup(t *testing.T) {
+	ctx := context.Background()
+	from := newMesh(t)
+	must(t, from.add("z").push("r", "x", 1))
+	_, err := from.nodes[0].Change(ctx, "x", Change{Key: "k", Value: []byte("theirs")})
+	must(t, err)
+	b := backup(t, from.nodes[0])
+
+	m := another(t, 3, 3)
+	_, err = m.nodes[1].Change(ctx, "x", Change{Key: "k", Value: []byte("ours")}, Change{Key: "l", Value: []byte("ours")})
+	must(t, err)
+	was, err := m.nodes[1].Settings("k")
+	must(t, err)
+	before := make(map[*testNode]uint64)
+	for _, n := range m.nodes {
+		must(t, n.Sync(ctx))
+		before[n] = n.SettingsVersion()
+	}
+	must(t, m.follower().Restore(ctx, bytes.NewReader(b)))
+	for _, n := range m.nodes {
+		if got := settingsOf(t, n, ""); !slices.Equal(got, []string{"k=theirs"}) || n.SettingsVersion() <= before[n] {
+			t.Errorf("%s: %q at version %d after %d", n.id, got, n.SettingsVersion(), before[n])
+		}
+	}
+	m.settle(3)
+	if _, err := m.follower().Change(ctx, "x", Change{Key: "k", Value: []byte("x"), If: &was[0].Revision}); !errors.Is(err, oci.ErrConflict) {
+		t.Errorf("a change of what was there before: %v", err)
+	}
+	now, err := m.follower().Settings("k")
+	must(t, err)
+	_, err = m.leader().Change(ctx, "x", Change{Key: "k", Value: []byte("y"), If: &now[0].Revision})
+	must(t, err)
+	m.goesOn(t)
+}
+
+// While a member of level 2 remains there are no settings, and no tag is marked,
+// since it would move it. A backup of such a mesh is good for a later one, and
+// leaves that its own settings; the other way round it is refused.
+func TestSettingsNeedLevel(t *testing.T) {
+	ctx := context.Background()
+	m := newMesh(t)
+	old := m.addLevel("z", levelSettings-1)
+	for range 2 {
+		m.add("z")
+	}
+	m.settle(3)
+	n := m.follower()
+	img, body := image(2)
+	marked := Put{Repo: "r", Tags: []string{"v1"}, ImmutableTags: []string{"v1"}, Manifest: img, Body: body}
+	must(t, n.push("r", "v1", 1))
+	if _, err := n.Change(ctx, "x", Change{Key: "k", Value: []byte("v")}); !errors.Is(err, oci.ErrUnsupported) {
+		t.Errorf("a setting: %v", err)
+	}
+	if err := n.PutManifest(ctx, marked); !errors.Is(err, oci.ErrUnsupported) {
+		t.Errorf("an immutable tag: %v", err)
+	}
+	m.sameState()
+	earlier := backup(t, n)
+
+	old.level = FeatureLevel
+	must(t, old.Join(ctx, old.member()))
+	must(t, n.Sync(ctx))
+	_, err := n.Change(ctx, "x", Change{Key: "k", Value: []byte("v")})
+	must(t, err)
+	if err := n.PutManifest(ctx, marked); !errors.Is(err, oci.ErrDenied) {
+		t.Errorf("an immutable tag that moves: %v", err)
+	}
+	m.sameState()
+	later := backup(t, n)
+
+	low := newMesh(t)
+	if err := low.addLevel("z", levelSettings-1).Restore(ctx, bytes.NewReader(later)); !errors.Is(err, oci.ErrDenied) {
+		t.Errorf("settings restored where nobody knows them: %v", err)
+	}
+	high := another(t, 1, 1).nodes[0]
+	_, err = high.Change(ctx, "x", Change{Key: "own", Value: []byte("v")})
+	must(t, err)
+	must(t, high.Restore(ctx, bytes.NewReader(earlier)))
+	must(t, high.pull("r", "v1", 1))
+	if got := settingsOf(t, high, ""); !slices.Equal(got, []string{"own=v"}) {
+		t.Errorf("settings %q", got)
+	}
+}
+
+// What cannot be a change is refused by the node that is asked, and costs no
+// entry.
+func TestChangeRefused(t *testing.T) {
+	m := newMesh(t)
+	n := m.add("z")
+	before := n.Status().Proposals
+	many := make([]Change, 17)
+	for i := range many {
+		many[i] = Change{Key: fmt.Sprint(i), Value: make([]byte, maxSetting)}
+	}
+	for name, changes := range map[string][]Change{
+		"none": nil, "no key": {{}}, "not text": {{Key: "\xff", Value: []byte("v")}}, "too large": many,
+		"a key twice": {{Key: "k", Value: []byte("v")}, {Key: "k"}},
+	} {
+		if _, err := n.Change(context.Background(), "x", changes...); !errors.Is(err, oci.ErrDenied) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if now := n.Status().Proposals; now != before {
+		t.Errorf("%d entries", now-before)
 	}
 }

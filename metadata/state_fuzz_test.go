@@ -12,14 +12,15 @@ import (
 	"github.com/flotilla-registry/flotilla/metadata/wire"
 )
 
-// aged is populated with all that level 2 brings.
+// aged is populated with all that later levels bring.
 func aged(t testing.TB) *replica {
 	r := populated(t)
 	levelUp := joined("1", "n", "k")
-	levelUp.Level = levelHealing
+	levelUp.Level = FeatureLevel
 	r.must(
 		command(0, levelUp), command(0, &wire.Policy{UntaggedAfter: 1}),
 		command(0, pushed("c", "gone")), command(0, lost("gone", 1)), command(0, placed(imageOf("c", "large", nil))),
+		command(0, changes(setTo("user/a", "x"), setTo("user/b", ""))),
 	)
 	return r
 }
@@ -38,6 +39,8 @@ func FuzzApply(f *testing.F) {
 			LinksBefore: minute(1), Links: namesOf("c", "gone"), UntaggedBefore: minute(1), Manifests: namesOf("c", "large"),
 		}),
 		command(0, lost("large", 1)), command(0, &wire.Lost{Digest: sha("gone"), Found: true}), command(0, &wire.Policy{UntaggedAfter: 7}),
+		command(0, changes(ifAt(11, setTo("user/a", "y")), ifAt(0, setTo("user/c", "z")), unset("user/b"))),
+		command(0, fixed(imageOf("a/b", "s", []string{"v1"}), "v1")),
 	} {
 		f.Add(encoded(f, c))
 	}
@@ -46,7 +49,7 @@ func FuzzApply(f *testing.F) {
 		b := r.db.NewIndexedBatch()
 		defer b.Close()
 		queue := receiptQueue{requests: append([]request(nil), r.receipts.requests...)}
-		x := &tx{b: b, at: r.at, receipts: &queue, cluster: r.cluster(), level: r.level()}
+		x := &tx{b: b, at: r.at, receipts: &queue, cluster: r.cluster(), level: r.level(), settings: r.settingSums}
 		l := &raft.Log{Index: r.last + 1, Type: raft.LogCommand, Data: data}
 		cmd, err := x.next(l)
 		if err != nil {
@@ -65,6 +68,9 @@ func FuzzApply(f *testing.F) {
 		}
 		if (d.result().err == nil) != (d.verdict == done) {
 			t.Fatal(d)
+		}
+		if sums, err := loadSettingSums(b); err != nil || sums != x.settings {
+			t.Fatalf("settings of %+v, counted as %+v: %v", sums, x.settings, err)
 		}
 	})
 }
@@ -115,6 +121,7 @@ func FuzzRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		again(t, b, decodeProgress, progress.encode)
 		again(t, b, decodeLink, link.encode)
+		again(t, b, decodeSetting, settingRecord.encode)
 		again(t, b, decodeReceipt, receipt.encode)
 		again(t, b, decodeReferrer, referrer.encode)
 		again(t, b, decodeCluster, encodeCluster)

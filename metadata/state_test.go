@@ -236,6 +236,24 @@ func lost(name string, since int) *wire.Lost {
 	return &wire.Lost{Digest: sha(name), Since: minute(since)}
 }
 
+// changes is an entry that changes settings.
+func changes(all ...*wire.Setting) *wire.Settings { return &wire.Settings{Changes: all} }
+
+func setTo(key, value string) *wire.Setting { return &wire.Setting{Key: key, Value: []byte(value)} }
+func unset(key string) *wire.Setting        { return &wire.Setting{Key: key} }
+
+// ifAt makes a change hold only at a revision.
+func ifAt(revision uint64, s *wire.Setting) *wire.Setting {
+	s.Revision = &revision
+	return s
+}
+
+// fixed is a manifest of which some tags may not move.
+func fixed(m *wire.Manifest, tags ...string) *wire.Manifest {
+	m.ImmutableTags = tags
+	return m
+}
+
 func minute(n int) int64 { return epoch + int64(n)*int64(time.Minute) }
 
 func namesOf(repo string, names ...string) (all []*wire.Name) {
