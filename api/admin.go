@@ -66,22 +66,6 @@ func (a Admin) complete() bool {
 // maxGarbage bounds one answer of GET /flotilla/v1/gc.
 const maxGarbage = 10_000
 
-// operator lets only requests through that show an operator's token (RFC 6750).
-func (s *server) operator(h handler) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		err := error(oci.ErrUnauthorized.Because("this needs the token that flotilla makes of the mesh's secret"))
-		if ok {
-			err = s.Admin.Check(token)
-		}
-		if err != nil {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="flotilla"`)
-			return err
-		}
-		return h(w, r)
-	}
-}
-
 func (s *server) drain(w http.ResponseWriter, r *http.Request) error {
 	return accepted(w, s.Admin.Drain(r.Context(), mux.Vars(r)["member"], true))
 }

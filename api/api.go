@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/metadata"
 )
@@ -48,7 +49,8 @@ type Health interface {
 	Writable(ctx context.Context) error // writes: quorum, disk
 }
 
-// Config is what the public port is made of. All fields but Idle are required.
+// Config is what the public port is made of. All fields but
+// the last three are required.
 type Config struct {
 	Node    string // this node's name, answered in the header Flotilla-Node
 	Blobs   Blobs
@@ -58,9 +60,15 @@ type Config struct {
 	Room    func() error              // ErrDiskFull while this node takes no pushes
 	Status  func(context.Context) any // what GET /flotilla/v1/status shows
 	Admin   Admin                     // what an operator may do to the mesh
+	Auth    *auth.Authority           // who may do what
 	Metrics http.Handler              // GET /metrics
 	Observe func(Served)              // told of each request once it is over
 	Log     *slog.Logger
+
+	// Audit takes a line about each change and each refusal, and with
+	// AuditPulls about each read; nil takes none.
+	Audit      *slog.Logger
+	AuditPulls bool
 
 	// Idle is how long a client may neither send nor take a byte that it
 	// owes or is owed; 0 means a minute.
@@ -88,7 +96,7 @@ type server struct {
 // paths with redirects.
 func New(cfg Config) (http.Handler, error) {
 	if cfg.Blobs == nil || cfg.Uploads == nil || cfg.Catalog == nil || cfg.Health == nil || cfg.Room == nil ||
-		!cfg.Admin.complete() || cfg.Status == nil || cfg.Metrics == nil || cfg.Observe == nil || cfg.Log == nil {
+		!cfg.Admin.complete() || cfg.Status == nil || cfg.Metrics == nil || cfg.Auth == nil || cfg.Observe == nil || cfg.Log == nil {
 		return nil, errors.New("api: incomplete Config")
 	}
 	if cfg.Idle <= 0 {

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/metadata"
 )
@@ -34,13 +35,17 @@ func (s *server) listTags(w http.ResponseWriter, r *http.Request) error {
 }
 
 // listRepositories answers GET _catalog, which the specification reserves and
-// Docker's registry defined.
+// Docker's registry defined, with the repositories that whoever asks may see.
 func (s *server) listRepositories(w http.ResponseWriter, r *http.Request) error {
 	p, err := page(r, oci.CheckName)
 	if err != nil {
 		return err
 	}
-	repos, err := s.Catalog.Repositories(r.Context(), p)
+	sees, err := s.Auth.Catalog(visitOf(r).who)
+	if err != nil {
+		return s.challenge(w, r, err, auth.Scope{Catalog: true})
+	}
+	repos, err := s.Catalog.Repositories(r.Context(), p, sees)
 	if err != nil {
 		return err
 	}

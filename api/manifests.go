@@ -77,8 +77,9 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	all := withTag(tags, ref.Tag)
 	if err := s.storeManifest(r.Context(), metadata.Put{
-		Repo: repo, Tags: withTag(tags, ref.Tag), Manifest: m, Body: body,
+		Repo: repo, Tags: all, Manifest: m, Body: body, ImmutableTags: s.immutable(repo, all),
 	}); err != nil {
 		return err
 	}
@@ -115,6 +116,15 @@ func (s *server) deleteManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	doomed := []string{ref.Tag}
+	if ref.Digest != "" {
+		if doomed, err = s.Catalog.TagsOn(r.Context(), repo, ref.Digest); err != nil {
+			return err
+		}
+	}
+	if kept := s.immutable(repo, doomed); len(kept) > 0 {
+		return oci.ErrDenied.Because("the tag %s is immutable", kept[0])
+	}
 	var everywhere bool
 	if ref.Digest != "" {
 		everywhere, err = s.Catalog.DeleteManifest(r.Context(), repo, ref.Digest)
@@ -126,6 +136,16 @@ func (s *server) deleteManifest(w http.ResponseWriter, r *http.Request) error {
 	}
 	deleted(w, everywhere)
 	return nil
+}
+
+// immutable returns those of tags that may neither move nor go.
+func (s *server) immutable(repo string, tags []string) (kept []string) {
+	for _, tag := range tags {
+		if s.Auth.Immutable(repo, tag) {
+			kept = append(kept, tag)
+		}
+	}
+	return kept
 }
 
 // deleted answers a DELETE that has been committed.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gorilla/mux"
 
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
@@ -35,28 +36,30 @@ func (s *server) routes() http.Handler {
 	}{
 		// mux tries them in turn, so what clients ask for most comes first.
 		{"manifest", "/v2/{name}/manifests/{reference}", methods{
-			"GET": s.getManifest, "PUT": s.putManifest, "DELETE": s.deleteManifest,
+			"GET": s.may(auth.Pull, s.getManifest), "PUT": s.may(auth.Push, s.putManifest), "DELETE": s.may(auth.Delete, s.deleteManifest),
 		}},
-		{"uploads", "/v2/{name}/blobs/uploads", methods{"POST": s.startUpload}}, // before blob, which would take "uploads" for a digest
-		{"blob", "/v2/{name}/blobs/{digest}", methods{"GET": s.getBlob, "DELETE": s.deleteBlob}},
-		{"uploads", "/v2/{name}/blobs/uploads/", methods{"POST": s.startUpload}},
+		{"uploads", "/v2/{name}/blobs/uploads", methods{"POST": s.may(auth.Push, s.startUpload)}}, // before blob, which would take "uploads" for a digest
+		{"blob", "/v2/{name}/blobs/{digest}", methods{"GET": s.may(auth.Pull, s.getBlob), "DELETE": s.may(auth.Delete, s.deleteBlob)}},
+		{"uploads", "/v2/{name}/blobs/uploads/", methods{"POST": s.may(auth.Push, s.startUpload)}},
 		{"upload", "/v2/{name}/blobs/uploads/{id}", methods{
-			"GET": s.getUpload, "PATCH": s.appendUpload, "PUT": s.finishUpload, "DELETE": s.cancelUpload,
+			"GET": s.may(auth.Push, s.getUpload), "PATCH": s.may(auth.Push, s.appendUpload),
+			"PUT": s.may(auth.Push, s.finishUpload), "DELETE": s.may(auth.Push, s.cancelUpload),
 		}},
-		{"tags", "/v2/{name}/tags/list", methods{"GET": s.listTags}},
-		{"referrers", "/v2/{name}/referrers/{digest}", methods{"GET": s.listReferrers}},
+		{"tags", "/v2/{name}/tags/list", methods{"GET": s.may(auth.List, s.listTags)}},
+		{"referrers", "/v2/{name}/referrers/{digest}", methods{"GET": s.may(auth.Pull, s.listReferrers)}},
 
-		{"base", "/v2", methods{"GET": s.base}},
-		{"base", "/v2/", methods{"GET": s.base}},
-		{"catalog", "/v2/_catalog", methods{"GET": s.listRepositories}},
-		{"extensions", "/v2/_oci/ext/discover", methods{"GET": s.listExtensions}},
-		{"extensions", "/v2/{name}/_oci/ext/discover", methods{"GET": s.listExtensions}},
-		{"status", "/v2/_flotilla/mesh/status", methods{"GET": s.status}},
+		{"base", "/v2", methods{"GET": s.entered(s.base)}},
+		{"base", "/v2/", methods{"GET": s.entered(s.base)}},
+		{"token", "/token", methods{"GET": s.token, "POST": s.token}},
+		{"catalog", "/v2/_catalog", methods{"GET": s.seen(s.listRepositories)}},
+		{"extensions", "/v2/_oci/ext/discover", methods{"GET": s.entered(s.listExtensions)}},
+		{"extensions", "/v2/{name}/_oci/ext/discover", methods{"GET": s.may(auth.Pull, s.listExtensions)}},
+		{"status", "/v2/_flotilla/mesh/status", methods{"GET": s.member(s.status)}},
 
 		{"health", "/healthz", methods{"GET": s.alive}},
 		{"ready", "/readyz", methods{"GET": s.ready}},
 		{"metrics", "/metrics", methods{"GET": s.metrics}},
-		{"status", "/flotilla/v1/status", methods{"GET": s.status}},
+		{"status", "/flotilla/v1/status", methods{"GET": s.member(s.status)}},
 		{"admin", "/flotilla/v1/members/{member:[^/]+}", methods{"DELETE": s.operator(s.removeMember)}},
 		{"admin", "/flotilla/v1/members/{member:[^/]+}/drain", methods{"PUT": s.operator(s.drain), "DELETE": s.operator(s.undrain)}},
 		{"admin", "/flotilla/v1/gc", methods{"GET": s.operator(s.garbage), "POST": s.operator(s.collect)}},
@@ -64,6 +67,11 @@ func (s *server) routes() http.Handler {
 		{"admin", "/flotilla/v1/scrub", methods{"POST": s.operator(s.scrub)}},
 		{"admin", "/flotilla/v1/backup", methods{"POST": s.operator(s.backup)}},
 		{"admin", "/flotilla/v1/restore", methods{"POST": s.operator(s.restore)}},
+		{"admin", "/flotilla/v1/accounts", methods{"GET": s.operator(s.listAccounts), "POST": s.operator(s.addAccount)}},
+		{"admin", "/flotilla/v1/accounts/{account:[^/]+}", methods{"DELETE": s.operator(s.removeAccount)}},
+		{"admin", "/flotilla/v1/accounts/{account:[^/]+}/secret", methods{"POST": s.operator(s.rotateAccount)}},
+		{"admin", "/flotilla/v1/policy", methods{"GET": s.operator(s.getPolicy), "PUT": s.operator(s.putPolicy)}},
+		{"admin", "/flotilla/v1/tokens", methods{"DELETE": s.operator(s.revokeTokens)}},
 	} {
 		route := m.NewRoute()
 		if rest, ok := strings.CutPrefix(row.path, "/v2/{name}"); ok {
@@ -109,7 +117,8 @@ func (s *server) endpoint(route string, on methods) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		id := requestID(r)
-		r = r.WithContext(oci.WithRequestID(r.Context(), id))
+		ctx, who := withVisit(oci.WithRequestID(r.Context(), id))
+		r = r.WithContext(ctx)
 		w := newResponse(rw, r, s.Idle)
 		r.Body = w.body
 
@@ -138,6 +147,7 @@ func (s *server) endpoint(route string, on methods) http.Handler {
 		}
 		s.Observe(served)
 		s.log(r, id, served, err)
+		s.audit(r, id, who, served)
 		if midway { // a body without a length would seem to have come whole
 			panic(http.ErrAbortHandler)
 		}
@@ -224,6 +234,9 @@ func requestID(r *http.Request) string {
 	return rand.Text()
 }
 
+// shorten bounds what a client can put into a line of a log.
+func shorten(s string) string { return s[:min(len(s), 512)] }
+
 // log writes the request's one line. Probes and scrapes are for debugging only.
 func (s *server) log(r *http.Request, id string, served Served, err error) {
 	level := slog.LevelInfo
@@ -231,10 +244,7 @@ func (s *server) log(r *http.Request, id string, served Served, err error) {
 	case "health", "ready", "metrics", "status":
 		level = slog.LevelDebug
 	}
-	path := r.URL.Path
-	if len(path) > 512 {
-		path = path[:512]
-	}
+	path := shorten(r.URL.Path)
 	attrs := []slog.Attr{
 		slog.String("request", id), slog.String("route", served.Route),
 		slog.String("method", served.Method), slog.String("path", path),

@@ -40,11 +40,11 @@ func (s *server) startUpload(w http.ResponseWriter, r *http.Request) error {
 	case q.Has("digest"):
 		return s.pushBlob(w, r, repo)
 	}
-	id, err := s.Uploads.Start(r.Context(), repo, alg)
+	id, err := s.Uploads.Start(r.Context(), bound(r, repo), alg)
 	if err != nil {
 		return err
 	}
-	session(w, oci.Upload{Repo: repo, ID: id}, 0)
+	session(w, r, id, 0)
 	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
@@ -56,7 +56,11 @@ func (s *server) mount(r *http.Request, repo string, d digest.Digest) (bool, err
 	if from != "" && oci.CheckName(from) != nil {
 		return false, nil
 	}
-	_, err := s.Catalog.MountBlob(r.Context(), repo, d, from)
+	from, ok, err := s.mayMount(r, from, d)
+	if err != nil || !ok {
+		return false, err
+	}
+	_, err = s.Catalog.MountBlob(r.Context(), repo, d, from)
 	if errors.Is(err, oci.ErrBlobUnknown) || errors.Is(err, oci.ErrNameUnknown) {
 		return false, nil
 	}
@@ -95,7 +99,7 @@ func (s *server) appendUpload(w http.ResponseWriter, r *http.Request) error {
 	if err == nil {
 		var size int64
 		if size, err = s.Uploads.Append(r.Context(), u, off, body); err == nil {
-			session(w, u, size)
+			session(w, r, u.ID, size)
 			w.WriteHeader(http.StatusAccepted)
 			return nil
 		}
@@ -122,10 +126,11 @@ func (s *server) finishUpload(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return s.explain(w, r, u, err)
 	}
-	if err := s.Catalog.LinkBlob(r.Context(), u.Repo, d, size); err != nil {
+	repo := mux.Vars(r)["name"]
+	if err := s.Catalog.LinkBlob(r.Context(), repo, d, size); err != nil {
 		return err
 	}
-	created(w, u.Repo, d)
+	created(w, repo, d)
 	return nil
 }
 
@@ -139,7 +144,7 @@ func (s *server) getUpload(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	session(w, u, size)
+	session(w, r, u.ID, size)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
@@ -161,7 +166,7 @@ func (s *server) cancelUpload(w http.ResponseWriter, r *http.Request) error {
 func (s *server) explain(w http.ResponseWriter, r *http.Request, u oci.Upload, err error) error {
 	if errors.Is(err, oci.ErrUploadOutOfOrder) {
 		if size, err := s.Uploads.Size(r.Context(), u); err == nil {
-			session(w, u, size)
+			session(w, r, u.ID, size)
 		}
 	}
 	return err
@@ -172,7 +177,7 @@ var sessionGrammar = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$`)
 // upload reads which session r means. The id is opaque here, but nothing that
 // could pass for a path goes on to a disk.
 func upload(r *http.Request) (oci.Upload, error) {
-	u := oci.Upload{Repo: mux.Vars(r)["name"], ID: mux.Vars(r)["id"]}
+	u := oci.Upload{Repo: bound(r, mux.Vars(r)["name"]), ID: mux.Vars(r)["id"]}
 	if !sessionGrammar.MatchString(u.ID) {
 		return oci.Upload{}, oci.ErrUploadUnknown
 	}
@@ -182,11 +187,11 @@ func upload(r *http.Request) (oci.Upload, error) {
 // session writes the headers that tell where a session is and what it has: the
 // position of its last byte. Of an empty one the specification cannot say that;
 // other registries answer 0-0.
-func session(w http.ResponseWriter, u oci.Upload, size int64) {
+func session(w http.ResponseWriter, r *http.Request, id string, size int64) {
 	h := w.Header()
-	h.Set("Location", "/v2/"+u.Repo+"/blobs/uploads/"+u.ID)
+	h.Set("Location", "/v2/"+mux.Vars(r)["name"]+"/blobs/uploads/"+id)
 	h.Set("Range", "0-"+strconv.FormatInt(max(size-1, 0), 10))
-	h.Set("Docker-Upload-UUID", u.ID)
+	h.Set("Docker-Upload-UUID", id)
 }
 
 // created answers that d can be pulled from repo.

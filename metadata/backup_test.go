@@ -221,7 +221,7 @@ func TestRestoreThenCrash(t *testing.T) {
 	leader.stop()
 	m.part([]*testNode{leader}, others, false)
 	for _, n := range others {
-		if repos, _, err := n.state.repositories(Page{N: 9}); len(repos) > 0 || err != nil || n.Status().State != "follower" {
+		if repos, _, err := n.state.repositories(Page{N: 9}, nil); len(repos) > 0 || err != nil || n.Status().State != "follower" {
 			t.Errorf("%s is %s and has %v (%v)", n.id, n.Status().State, repos, err)
 		}
 	}

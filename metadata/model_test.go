@@ -254,7 +254,7 @@ func (m *model) agree(t *rapid.T, s *state) {
 		}
 	}
 	m.agreeTagged(t, s)
-	pages(t, slices.Sorted(maps.Keys(repos)), func(p Page) ([]string, bool, error) { return s.repositories(p) })
+	pages(t, slices.Sorted(maps.Keys(repos)), func(p Page) ([]string, bool, error) { return s.repositories(p, nil) })
 	for _, repo := range modelRepos {
 		if known, err := s.repoKnown(repo); err != nil || known != repos[repo] {
 			t.Fatalf("repository %s: %v %v", repo, known, err)

@@ -166,6 +166,24 @@ func (s *state) blob(repo string, d digest.Digest) (b Blob, ok bool, err error) 
 	return b, ok, nil
 }
 
+// tagsOn lists the tags that name a manifest.
+func (s *state) tagsOn(repo string, d digest.Digest) (tags []string, err error) {
+	prefix, ok := repoDigestKey(repo, kindTagOf, d)
+	if !ok {
+		return nil, nil
+	}
+	db, err := s.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer s.mu.RUnlock()
+	err = scan(db, prefix, func(tag, _ []byte) (bool, error) {
+		tags = append(tags, string(tag))
+		return true, nil
+	})
+	return tags, err
+}
+
 // linking lists the repositories that link d.
 func (s *state) linking(d digest.Digest, p Page) (repos []string, err error) {
 	id, ok := parseSum(string(d))
@@ -284,9 +302,9 @@ func pageOf[T any](s *state, prefix []byte, last string, n int, item func(rest, 
 	return items, more, errors.Join(err, it.Close())
 }
 
-// repositories lists the names of all repositories in byte order, by one seek
-// for each.
-func (s *state) repositories(p Page) (items []string, more bool, err error) {
+// repositories lists the names of the repositories that pass sees (nil: all), in byte
+// order, by one seek for each that there is.
+func (s *state) repositories(p Page, sees func(repo string) bool) (items []string, more bool, err error) {
 	items, n := []string{}, limit(p)
 	if n == 0 {
 		return items, false, nil
@@ -310,9 +328,12 @@ func (s *state) repositories(p Page) (items []string, more bool, err error) {
 			err = errRecord
 			break
 		}
+		from = after(repoPrefix(string(repo)))
+		if sees != nil && !sees(string(repo)) {
+			continue
+		}
 		if more = len(items) == n; !more {
 			items = append(items, string(repo))
-			from = after(repoPrefix(string(repo)))
 		}
 	}
 	if err := errors.Join(err, it.Close()); err != nil {

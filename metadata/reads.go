@@ -107,9 +107,22 @@ func (c *Catalog) Tags(ctx context.Context, repo string, p Page) (List[string], 
 	})
 }
 
-// Repositories lists the repositories that hold anything.
-func (c *Catalog) Repositories(ctx context.Context, p Page) (List[string], error) {
-	return listing(ctx, c, func() ([]string, bool, error) { return c.state.repositories(p) })
+// TagsOn lists the tags that name a manifest of repo. It fails where it cannot
+// be proved that this is all of them.
+func (c *Catalog) TagsOn(ctx context.Context, repo string, d digest.Digest) ([]string, error) {
+	if err := c.Sync(ctx); err != nil {
+		return nil, err
+	}
+	tags, err := c.state.tagsOn(repo, d)
+	return tags, wrapRead("tags of a manifest", err)
+}
+
+// Repositories lists the repositories that hold anything and pass sees, or all
+// of these where that is nil. What
+// passes must not depend on the page: the last name on one is where the next
+// begins.
+func (c *Catalog) Repositories(ctx context.Context, p Page, sees func(repo string) bool) (List[string], error) {
+	return listing(ctx, c, func() ([]string, bool, error) { return c.state.repositories(p, sees) })
 }
 
 // Referrers lists the manifests of repo whose subject is subject: those of one

@@ -115,7 +115,7 @@ func TestReadsDuringRestore(t *testing.T) {
 					t.Errorf("tag: %v %v %v", d, ok, err)
 					return
 				}
-				if items, more, err := r.repositories(Page{N: 1}); err != nil || more || len(items) != 1 {
+				if items, more, err := r.repositories(Page{N: 1}, nil); err != nil || more || len(items) != 1 {
 					t.Errorf("repositories: %v %v", items, err)
 					return
 				}

@@ -151,7 +151,7 @@ func BenchmarkRead(b *testing.B) {
 	b.Run("repositories", func(b *testing.B) {
 		b.ReportAllocs()
 		for range b.N {
-			if items, more, err := r.repositories(Page{N: -1}); len(items) != 100 || more || err != nil {
+			if items, more, err := r.repositories(Page{N: -1}, nil); len(items) != 100 || more || err != nil {
 				b.Fatal(len(items), err)
 			}
 		}

@@ -115,7 +115,7 @@ func entry(name string, size int64) *tar.Header {
 // would place them, and named all at once at the end; what comes before an end
 // too early is dropped by the collection in time.
 func (n *Node) Restore(ctx context.Context, r io.Reader) (any, error) {
-	repos, err := n.catalog.Repositories(ctx, metadata.Page{N: 1})
+	repos, err := n.catalog.Repositories(ctx, metadata.Page{N: 1}, nil)
 	if err != nil {
 		return nil, err
 	}
