@@ -1,10 +1,14 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/gorilla/mux"
 	"github.com/opencontainers/go-digest"
@@ -24,9 +28,10 @@ import (
 // visit is what is known of whoever sent a request. It is written once, by the
 // wrapper, and read when the request is over.
 type visit struct {
-	who    auth.Principal
-	name   string // for the audit log; "" until somebody was asked for
-	action string
+	who     auth.Principal
+	name    string // for the audit log
+	action  string // "" where nobody is asked for
+	subject string // whom it is about, where the path does not say
 }
 
 type visitKey struct{}
@@ -43,28 +48,97 @@ func (s *server) may(act auth.Action, h handler) handler {
 	name := act.String()
 	return func(w http.ResponseWriter, r *http.Request) error {
 		v, repo := visitOf(r), mux.Vars(r)["name"]
-		err := s.identify(v, r, name)
+		err := s.Auth.Prove(r.Context(), act&(auth.Pull|auth.List) == 0)
+		if err == nil {
+			err = s.identify(v, w, r, name)
+		}
 		if err == nil {
 			err = s.Auth.Allow(v.who, repo, act)
 		}
 		if err != nil {
 			return s.challenge(w, r, err, auth.Scope{Repository: repo, Actions: act})
 		}
-		return s.limited(v, r, h)(w, r)
+		return h(w, r)
 	}
 }
 
 func (s *server) entered(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		v := visitOf(r)
-		err := s.identify(v, r, "enter")
+		err := s.identify(v, w, r, "enter")
 		if err == nil {
 			err = s.Auth.Enter(v.who)
 		}
 		if err != nil {
 			return s.challenge(w, r, err)
 		}
-		return s.limited(v, r, h)(w, r)
+		return h(w, r)
+	}
+}
+
+// uploading bounds how many bodies of blobs an account sends to this node at
+// once.
+func (s *server) uploading(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		name := visitOf(r).name
+		if s.Auth.Open() { // all are the same nobody
+			return h(w, r)
+		}
+		if !s.bodies.enter(name, s.Auth.Limits().Uploads) {
+			return oci.ErrTooManyRequests.Because("%s sends too many blobs at once", name)
+		}
+		defer s.bodies.leave(name)
+		return h(w, r)
+	}
+}
+
+// counter counts what goes on for each name; names with nothing are forgotten.
+type counter struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+// enter counts one more, unless there are most already.
+func (c *counter) enter(name string, most int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n[name] >= most {
+		return false
+	}
+	c.n[name]++
+	return true
+}
+
+func (c *counter) leave(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n[name]--; c.n[name] == 0 {
+		delete(c.n, name)
+	}
+}
+
+// member is entered, and lets the operator in too.
+func (s *server) member(h handler) handler {
+	operator, entered := s.operator(h), s.entered(h)
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if _, ok := operatorToken(r); ok {
+			return operator(w, r)
+		}
+		return entered(w, r)
+	}
+}
+
+// seen is for what shows each account another part of itself.
+func (s *server) seen(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		v := visitOf(r)
+		if err := s.Auth.Prove(r.Context(), false); err != nil {
+			return err
+		}
+		if err := s.identify(v, w, r, auth.List.String()); err != nil {
+			return s.challenge(w, r, err, auth.Scope{})
+		}
+		return h(w, r)
 	}
 }
 
@@ -81,7 +155,10 @@ func (s *server) operator(h handler) handler {
 			v.name = "operator"
 			return h(w, r)
 		}
-		err := s.identify(v, r, v.action)
+		err := s.Auth.Prove(r.Context(), true)
+		if err == nil {
+			err = s.identify(v, w, r, v.action)
+		}
 		if err == nil {
 			err = s.Auth.Allow(v.who, "", auth.Admin)
 		}
@@ -91,7 +168,7 @@ func (s *server) operator(h handler) handler {
 		if err != nil {
 			return s.challenge(w, r, err)
 		}
-		return s.limited(v, r, h)(w, r)
+		return h(w, r)
 	}
 }
 
@@ -102,11 +179,20 @@ func operatorToken(r *http.Request) (string, bool) {
 	return token, ok && strings.Count(token, ".") == 1
 }
 
-// identify finds out who sent r.
-func (s *server) identify(v *visit, r *http.Request, action string) (err error) {
+// identify finds out who sent r, and whether they ask too often.
+func (s *server) identify(v *visit, w http.ResponseWriter, r *http.Request, action string) error {
 	v.action = action
-	v.who, err = s.Auth.Identify(r)
-	v.name = v.who.Name()
+	who, err := s.Auth.Identify(r)
+	v.who, v.name = who, who.Name()
+	return cmp.Or(s.admitted(v, w, r), err)
+}
+
+// admitted counts a request of whoever v says.
+func (s *server) admitted(v *visit, w http.ResponseWriter, r *http.Request) error {
+	wait, err := s.Auth.Admit(r, v.who)
+	if wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(wait/time.Second)+1))
+	}
 	return err
 }
 
@@ -129,8 +215,8 @@ func (s *server) mayMount(r *http.Request, from string, d digest.Digest) (source
 	case from != "":
 		return from, s.Auth.Allow(who, from, auth.Pull) == nil, nil
 	}
-	const looked = 1000 // beyond these the client sends the bytes
-	repos, err := s.Catalog.Linking(d, "", looked)
+	const enough = 1000 // repositories to look at; beyond these the client sends the bytes
+	repos, err := s.Catalog.Linking(d, "", enough)
 	if err != nil {
 		return "", false, err
 	}
@@ -142,7 +228,7 @@ func (s *server) mayMount(r *http.Request, from string, d digest.Digest) (source
 	return "", false, nil
 }
 
-// session returns what an upload is bound to: the repository and whoever began
+// bound returns what an upload is bound to: the repository and whoever began
 // it. No name of a repository holds an @.
 func bound(r *http.Request, repo string) string {
 	if who := visitOf(r).who; !who.Anonymous() {

@@ -89,6 +89,7 @@ type server struct {
 	Config
 	large   chan struct{} // a token for each large manifest in memory
 	parsing chan struct{} // a token for each of them that is parsed
+	bodies  counter       // blobs that accounts send now
 }
 
 // New returns the handler of everything on the public port. It must be mounted
@@ -102,6 +103,6 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Idle <= 0 {
 		cfg.Idle = time.Minute
 	}
-	s := &server{Config: cfg, large: make(chan struct{}, maxLarge), parsing: make(chan struct{}, maxParsing)}
+	s := &server{Config: cfg, large: make(chan struct{}, maxLarge), parsing: make(chan struct{}, maxParsing), bodies: counter{n: map[string]int{}}}
 	return s.routes(), nil
 }

@@ -64,7 +64,7 @@ func writeError(w http.ResponseWriter, err error) {
 		e = &oci.Error{Kind: "internal", Code: "UNKNOWN", Message: "internal error; the registry's log has more under this request's id"}
 	}
 	status, retryAfter := statusOf(e.Kind)
-	if retryAfter > 0 {
+	if retryAfter > 0 && w.Header().Get("Retry-After") == "" {
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter))
 	}
 	type entry struct {

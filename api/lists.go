@@ -43,7 +43,7 @@ func (s *server) listRepositories(w http.ResponseWriter, r *http.Request) error 
 	}
 	sees, err := s.Auth.Catalog(visitOf(r).who)
 	if err != nil {
-		return s.challenge(w, r, err, auth.Scope{Catalog: true})
+		return s.challenge(w, r, err, auth.Scope{})
 	}
 	repos, err := s.Catalog.Repositories(r.Context(), p, sees)
 	if err != nil {

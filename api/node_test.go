@@ -23,6 +23,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api"
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/metadata"
 	"github.com/flotilla-registry/flotilla/node/disk"
@@ -37,6 +38,7 @@ type node struct {
 	blobs   string // folder of stored bytes
 	handler http.Handler
 	catalog *metadata.Catalog
+	auth    *auth.Authority
 	client  *http.Client
 	log     *lines
 	skew    atomic.Int64 // of the catalogue's clock
@@ -80,6 +82,12 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 	}
 	cfg.Catalog = newCatalog(t, filepath.Join(dir, "names"), cluster, n.now)
 	n.catalog = cfg.Catalog
+	if n.auth, err = auth.New(auth.Config{
+		Settings: settings{n.catalog}, Mesh: func() string { return n.catalog.Cluster().ID }, Cost: 4, Now: n.now, Log: cfg.Log,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Auth = n.auth
 	if n.handler, err = api.New(cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -96,6 +104,28 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 		}
 	})
 	return n
+}
+
+// settings is what package node joins auth and metadata by.
+type settings struct{ *metadata.Catalog }
+
+func (s settings) Version() uint64 { return s.SettingsVersion() }
+
+func (s settings) List(prefix string) ([]auth.Setting, error) {
+	all, err := s.Settings(prefix)
+	out := make([]auth.Setting, len(all))
+	for i, one := range all {
+		out[i] = auth.Setting(one)
+	}
+	return out, err
+}
+
+func (s settings) Change(ctx context.Context, actor string, changes ...auth.Change) (bool, error) {
+	in := make([]metadata.Change, len(changes))
+	for i, one := range changes {
+		in[i] = metadata.Change(one)
+	}
+	return s.Catalog.Change(ctx, actor, in...)
 }
 
 // newCatalog founds a mesh of one.

@@ -38,12 +38,12 @@ func (s *server) routes() http.Handler {
 		{"manifest", "/v2/{name}/manifests/{reference}", methods{
 			"GET": s.may(auth.Pull, s.getManifest), "PUT": s.may(auth.Push, s.putManifest), "DELETE": s.may(auth.Delete, s.deleteManifest),
 		}},
-		{"uploads", "/v2/{name}/blobs/uploads", methods{"POST": s.may(auth.Push, s.startUpload)}}, // before blob, which would take "uploads" for a digest
+		{"uploads", "/v2/{name}/blobs/uploads", methods{"POST": s.may(auth.Push, s.uploading(s.startUpload))}}, // before blob, which would take "uploads" for a digest
 		{"blob", "/v2/{name}/blobs/{digest}", methods{"GET": s.may(auth.Pull, s.getBlob), "DELETE": s.may(auth.Delete, s.deleteBlob)}},
-		{"uploads", "/v2/{name}/blobs/uploads/", methods{"POST": s.may(auth.Push, s.startUpload)}},
+		{"uploads", "/v2/{name}/blobs/uploads/", methods{"POST": s.may(auth.Push, s.uploading(s.startUpload))}},
 		{"upload", "/v2/{name}/blobs/uploads/{id}", methods{
-			"GET": s.may(auth.Push, s.getUpload), "PATCH": s.may(auth.Push, s.appendUpload),
-			"PUT": s.may(auth.Push, s.finishUpload), "DELETE": s.may(auth.Push, s.cancelUpload),
+			"GET": s.may(auth.Push, s.getUpload), "PATCH": s.may(auth.Push, s.uploading(s.appendUpload)),
+			"PUT": s.may(auth.Push, s.uploading(s.finishUpload)), "DELETE": s.may(auth.Push, s.cancelUpload),
 		}},
 		{"tags", "/v2/{name}/tags/list", methods{"GET": s.may(auth.List, s.listTags)}},
 		{"referrers", "/v2/{name}/referrers/{digest}", methods{"GET": s.may(auth.Pull, s.listReferrers)}},

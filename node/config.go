@@ -25,6 +25,11 @@ type Config struct {
 	Listen       string        // public port; default :5000
 	TLSCert      string        // PEM file for the public port; with TLSKey, or neither
 	TLSKey       string        // PEM file
+	TLSClientCA  string        // PEM file of the authorities of clients' certificates; "" takes none
+	PublicURL    string        // scheme and host that clients use, where a proxy changes them
+	Htpasswd     string        // file of accounts at this node, bcrypt only; "" is none
+	AuditLog     string        // file for a line about each change and each refusal, - for standard output; "" is none
+	AuditPulls   bool          // about reads too
 	PeerListen   string        // Raft and blobs between nodes; default :5001
 	GossipListen string        // memberlist, UDP and TCP; default :5002
 	Advertise    string        // host that others reach this node at; default the local address of the route to Join
@@ -125,6 +130,12 @@ func (c Config) check() error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("--tls-cert and --tls-key go together")
+	}
+	if c.TLSClientCA != "" && c.TLSCert == "" {
+		bad("--tls-client-ca needs --tls-cert and --tls-key: only TLS shows certificates")
+	}
+	if c.AuditPulls && c.AuditLog == "" {
+		bad("--audit-pulls needs --audit-log")
 	}
 	if c.Weight < OfDisk || c.Weight > 1<<31 {
 		bad("--weight %d: want GiB, at least 0", c.Weight)

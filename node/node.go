@@ -2,15 +2,18 @@ package node
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/mesh"
 	"github.com/flotilla-registry/flotilla/metadata"
@@ -37,11 +40,14 @@ type Node struct {
 	blobs   *mesh.Blobs
 	metrics *metrics
 
-	publicLn net.Listener
-	pair     *keyPair // nil: no TLS on the public port
-	public   *http.Server
-	port     *peerPort
-	peers    *http.Server
+	publicLn  net.Listener
+	pair      *keyPair       // nil: no TLS on the public port
+	clientCAs *x509.CertPool // nil: no client shows a certificate
+	public    *http.Server
+	auth      *auth.Authority
+	auditFile *os.File // nil: the audit log is no file
+	port      *peerPort
+	peers     *http.Server
 
 	entered bool                  // it was seen among the members; of onMembers alone
 	hints   sync.Map              // UUID -> address that the log or an admission named
@@ -248,6 +254,9 @@ func (n *Node) down() {
 	}
 	if n.disk != nil {
 		_ = n.disk.Close()
+	}
+	if n.auditFile != nil {
+		_ = n.auditFile.Close()
 	}
 	if n.folder != nil {
 		n.folder.close()

@@ -72,6 +72,11 @@ func (n *Node) openPorts(ctx context.Context) (err error) {
 			return fmt.Errorf("%w: %w", ErrConfig, err)
 		}
 	}
+	if n.cfg.TLSClientCA != "" {
+		if n.clientCAs, err = clientAuthorities(n.cfg.TLSClientCA); err != nil {
+			return fmt.Errorf("%w: %w", ErrConfig, err)
+		}
+	}
 	if n.publicLn, err = listen("listen", n.cfg.Listen); err != nil {
 		return err
 	}
@@ -227,7 +232,14 @@ func (n *Node) servePeers() {
 	n.running.Go(func() { _ = n.peers.Serve(n.port.http) })
 }
 
-func (n *Node) servePublic() error {
+func (n *Node) servePublic() (err error) {
+	if n.auth, err = n.openAuth(); err != nil {
+		return err
+	}
+	audit, err := n.openAudit()
+	if err != nil {
+		return err
+	}
 	h, err := api.New(api.Config{
 		Node:    n.cfg.Name,
 		Blobs:   n.blobs,
@@ -240,9 +252,12 @@ func (n *Node) servePublic() error {
 			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },
 			Members: n, Collector: n, Archive: n, Checker: n,
 		},
-		Metrics: n.metrics.handler(),
-		Observe: n.metrics.observe,
-		Log:     n.log,
+		Auth:       n.auth,
+		Audit:      audit,
+		AuditPulls: n.cfg.AuditPulls,
+		Metrics:    n.metrics.handler(),
+		Observe:    n.metrics.observe,
+		Log:        n.log,
 	})
 	if err != nil {
 		return fmt.Errorf("public port: %w", err)
@@ -250,12 +265,10 @@ func (n *Node) servePublic() error {
 	n.public = publicServer(h, n.log)
 	serve := func() error { return n.public.Serve(n.publicLn) }
 	if n.pair != nil {
-		n.public.TLSConfig = n.pair.config()
+		n.public.TLSConfig = n.publicTLS()
 		serve = func() error { return n.public.ServeTLS(n.publicLn, "", "") }
 	}
-	if exposed(n.publicLn.Addr()) {
-		n.log.Warn("the public port is reachable from other machines and there are no accounts: anyone who reaches it may pull, push and delete", "listen", n.publicLn.Addr().String())
-	}
+	n.sayWhoMay()
 	n.log.Info("serving", "name", n.cfg.Name, "id", n.id(), "listen", n.publicLn.Addr().String(), "peers", n.peerAddr, "gossip", n.members.Address(), "data", n.cfg.Data)
 	n.running.Go(func() {
 		if err := serve(); !errors.Is(err, http.ErrServerClosed) {

@@ -61,10 +61,10 @@ func userAddCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%s was added\n", args[0])
-			if made.First {
-				fmt.Fprintln(c.OutOrStdout(), "It is the first account: from now on nobody without one may do anything, unless flotilla apply says otherwise.")
+			if made.Account.Admin && !admin {
+				fmt.Fprintln(c.OutOrStdout(), "It is the first account, and so an administrator; from now on nobody else may do anything that flotilla apply does not allow.")
 			}
-			return nil
+			return behind(made.Everywhere)
 		},
 	}
 	r.flags(c)
@@ -94,7 +94,7 @@ func robotAddCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintln(c.OutOrStdout(), made.Secret)
-			return nil
+			return behind(made.Everywhere)
 		},
 	}
 	r.flags(c)
@@ -158,7 +158,7 @@ func rotateCommand(kind string) *cobra.Command {
 			if made.Secret != "" {
 				fmt.Fprintln(c.OutOrStdout(), made.Secret)
 			}
-			return nil
+			return behind(made.Everywhere)
 		},
 	}
 	r.flags(c)
@@ -170,17 +170,34 @@ func rotateCommand(kind string) *cobra.Command {
 
 func accountRemoveCommand(kind string) *cobra.Command {
 	var r remote
+	var yes bool
 	c := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Remove a " + kind + "; what was logged in with it is refused at once",
 		Args:  oneArgument("name"),
 		RunE: func(c *cobra.Command, args []string) error {
-			var done struct{}
-			return r.fetch(c.Context(), http.MethodDelete, accountPath(args[0]), &done)
+			var done auth.Done
+			path := accountPath(args[0])
+			if yes {
+				path += "?last="
+			}
+			if err := r.fetch(c.Context(), http.MethodDelete, path, &done); err != nil {
+				return err
+			}
+			return behind(done.Everywhere)
 		},
 	}
 	r.flags(c)
+	c.Flags().BoolVar(&yes, "yes", false, "do it even if it is the last account, without which everybody may do everything")
 	return c
+}
+
+// behind is the error of a change that not all live nodes know of.
+func behind(everywhere bool) error {
+	if everywhere {
+		return nil
+	}
+	return errors.New("it is done, but some nodes have not heard of it yet")
 }
 
 func passwordFlag(c *cobra.Command, stdin *bool) {

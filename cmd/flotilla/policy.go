@@ -60,16 +60,11 @@ command prints what changes; --dry-run changes nothing. - reads standard input.
 			if err := r.sendBytes(c.Context(), http.MethodPut, policyPath+"?"+query.Encode(), document, &done); err != nil {
 				return err
 			}
-			for _, line := range done.Changes {
-				fmt.Fprintln(c.OutOrStdout(), line)
+			if done.Changes == "" {
+				done.Changes = "nothing changes\n"
 			}
-			if len(done.Changes) == 0 {
-				fmt.Fprintln(c.OutOrStdout(), "nothing changes")
-			}
-			if done.Behind {
-				return errors.New("the policy changed, but some nodes have not heard of it yet")
-			}
-			return nil
+			fmt.Fprint(c.OutOrStdout(), done.Changes)
+			return behind(done.Everywhere)
 		},
 	}
 	r.flags(c)
@@ -120,8 +115,11 @@ func logoutCommand() *cobra.Command {
 		Use:   "logout-all",
 		Short: "Refuse every token given out so far: whoever logged in with docker login does so again",
 		RunE: func(c *cobra.Command, _ []string) error {
-			var done struct{}
-			return r.fetch(c.Context(), http.MethodDelete, "/flotilla/v1/tokens", &done)
+			var done auth.Done
+			if err := r.fetch(c.Context(), http.MethodDelete, "/flotilla/v1/tokens", &done); err != nil {
+				return err
+			}
+			return behind(done.Everywhere)
 		},
 	}
 	r.flags(c)

@@ -1,0 +1,109 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/flotilla-registry/flotilla/api/auth"
+	"github.com/flotilla-registry/flotilla/metadata"
+)
+
+// settings gives package auth what the mesh agrees on.
+type settings struct{ *metadata.Catalog }
+
+// Version implements auth.Settings.
+func (s settings) Version() uint64 { return s.SettingsVersion() }
+
+// List implements auth.Settings.
+func (s settings) List(prefix string) ([]auth.Setting, error) {
+	all, err := s.Settings(prefix)
+	out := make([]auth.Setting, len(all))
+	for i, one := range all {
+		out[i] = auth.Setting(one)
+	}
+	return out, err
+}
+
+// Change implements auth.Settings.
+func (s settings) Change(ctx context.Context, actor string, changes ...auth.Change) (everywhere bool, err error) {
+	in := make([]metadata.Change, len(changes))
+	for i, one := range changes {
+		in[i] = metadata.Change(one)
+	}
+	return s.Catalog.Change(ctx, actor, in...)
+}
+
+func (n *Node) openAuth() (*auth.Authority, error) {
+	a, err := auth.New(auth.Config{
+		Settings:     settings{n.catalog},
+		Mesh:         func() string { return n.catalog.Cluster().ID },
+		Htpasswd:     n.cfg.Htpasswd,
+		Certificates: n.cfg.TLSClientCA != "",
+		PublicURL:    n.cfg.PublicURL,
+		Log:          n.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	return a, nil
+}
+
+// openAudit opens the stream of the audit log, nil where there is none.
+func (n *Node) openAudit() (*slog.Logger, error) {
+	var to io.Writer
+	switch n.cfg.AuditLog {
+	case "":
+		return nil, nil
+	case "-":
+		to = os.Stdout
+	default:
+		f, err := os.OpenFile(n.cfg.AuditLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("%w: --audit-log: %w", ErrConfig, err)
+		}
+		n.auditFile, to = f, f
+	}
+	return slog.New(slog.NewJSONHandler(to, nil)), nil
+}
+
+// clientAuthorities reads who may sign clients' certificates.
+func clientAuthorities(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-client-ca: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New("--tls-client-ca: the file holds no certificate in PEM")
+	}
+	return pool, nil
+}
+
+// publicTLS is the TLS configuration of the public port. A client may show a
+// certificate where an authority for these is named, and need not.
+func (n *Node) publicTLS() *tls.Config {
+	c := n.pair.config()
+	if n.clientCAs != nil {
+		c.ClientCAs, c.ClientAuth = n.clientCAs, tls.VerifyClientCertIfGiven
+	}
+	return c
+}
+
+// sayWhoMay logs what anybody who reaches the public port may do, where that
+// is more than an operator may expect.
+func (n *Node) sayWhoMay() {
+	if n.auth.Open() && exposed(n.publicLn.Addr()) {
+		n.log.Warn("the public port is reachable from other machines and there are no accounts: anyone who reaches it may pull, push and delete; flotilla user add makes an account",
+			"listen", n.publicLn.Addr().String())
+	}
+	if !n.auth.Open() && n.pair == nil && exposed(n.publicLn.Addr()) {
+		n.log.Warn("the public port takes passwords over plain HTTP: give it --tls-cert and --tls-key, or let only a proxy that speaks TLS reach it",
+			"listen", n.publicLn.Addr().String())
+	}
+}
