@@ -34,6 +34,8 @@ func statusOf(kind oci.Kind) (status, retryAfter int) {
 		return http.StatusNotFound, 0
 	case oci.ErrMethodNotAllowed.Kind:
 		return http.StatusMethodNotAllowed, 0
+	case oci.ErrConflict.Kind:
+		return http.StatusConflict, 0
 	case oci.ErrManifestTooLarge.Kind:
 		return http.StatusRequestEntityTooLarge, 0
 	case oci.ErrTooManyTags.Kind:

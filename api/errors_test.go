@@ -40,6 +40,7 @@ func TestErrorAnswers(t *testing.T) {
 		{oci.ErrManifestInvalid, 400, "MANIFEST_INVALID", ""},
 		{oci.ErrManifestTooLarge, 413, "SIZE_INVALID", ""},
 		{oci.ErrManifestBlobUnknown, 400, "MANIFEST_BLOB_UNKNOWN", ""},
+		{oci.ErrConflict, 409, "CONFLICT", ""},
 		{oci.ErrTooManyTags, 414, "UNSUPPORTED", ""},
 		{oci.ErrDenied, 403, "DENIED", ""},
 		{oci.ErrDiskFull, 507, "DENIED", ""},

@@ -45,6 +45,7 @@ var (
 	ErrDenied              = &Error{Kind: "denied", Code: "DENIED", Message: "requested access to the resource is denied"}
 	ErrUnauthorized        = &Error{Kind: "unauthorized", Code: "UNAUTHORIZED", Message: "authentication required"}
 	ErrDiskFull            = &Error{Kind: "disk-full", Code: "DENIED", Message: "the registry's disk is full"}
+	ErrConflict            = &Error{Kind: "conflict", Code: "CONFLICT", Message: "it was changed meanwhile"}
 	ErrUnsupported         = &Error{Kind: "unsupported", Code: "UNSUPPORTED", Message: "the operation is unsupported"}
 	ErrMethodNotAllowed    = &Error{Kind: "method-not-allowed", Code: "UNSUPPORTED", Message: "the method is not allowed here"}
 	ErrNotFound            = &Error{Kind: "not-found", Code: "UNSUPPORTED", Message: "there is nothing at this address"}
