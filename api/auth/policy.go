@@ -1,0 +1,151 @@
+package auth
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+)
+
+// policy is a Document made ready to be asked. The zero value allows nobody
+// anything, but administrators all.
+type policy struct {
+	rules     []rule
+	anonymous []pattern
+	immutable []immutable
+	broken    bool // the document is not understood
+}
+
+type rule struct {
+	everyone     bool // every account
+	who          []string
+	repositories []pattern
+	allow        Action
+	whole        bool // for all repositories, and so for the mesh
+}
+
+type immutable struct {
+	repositories []pattern
+	tags, except []string
+}
+
+// readPolicy reads the document's setting. One that is not understood, as a
+// newer version might write, allows nothing and lets no tag move.
+func readPolicy(value []byte) (Document, *policy, error) {
+	var d Document
+	err := decodeStrict(value, &d)
+	if err == nil {
+		err = d.Check()
+	}
+	if err != nil {
+		return Document{}, &policy{broken: true}, err
+	}
+	return d, compile(d), nil
+}
+
+// decodeStrict reads one JSON value that has no unknown fields.
+func decodeStrict(b []byte, into any) error {
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return fmt.Errorf("decode: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("decode: more than one value")
+	}
+	return nil
+}
+
+// compile makes a checked document ready.
+func compile(d Document) *policy {
+	p := &policy{anonymous: patterns(d.Anonymous.Pull)}
+	for _, r := range d.Rules {
+		c := rule{
+			everyone:     slices.Contains(r.Who, everyone),
+			who:          r.Who,
+			repositories: patterns(r.Repositories),
+			whole:        slices.Contains(r.Repositories, "**"),
+		}
+		for _, name := range r.Allow {
+			c.allow |= 1 << slices.Index(actionNames[:], name)
+		}
+		p.rules = append(p.rules, c)
+	}
+	for _, im := range d.Immutable {
+		p.immutable = append(p.immutable, immutable{patterns(im.Repositories), im.Tags, im.Except})
+	}
+	return p
+}
+
+func patterns(texts []string) []pattern {
+	var out []pattern
+	for _, text := range texts {
+		if p, err := parsePattern(text); err == nil { // Check has seen them all
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (r *rule) fits(name string) bool { return r.everyone || slices.Contains(r.who, name) }
+
+// allowed returns what an account, or nobody in particular (""), may do to a
+// repository, and to the mesh.
+func (p *policy) allowed(name string, admin bool, repo string) Action {
+	if admin {
+		return inRepository | Admin
+	}
+	parts := components(repo)
+	var act Action
+	if name != "" {
+		act = p.ruled(name, parts) | p.administers(name)
+	}
+	if matchAny(p.anonymous, parts) {
+		act |= Pull | List
+	}
+	return act
+}
+
+// ruled returns what the first rule that fits allows.
+func (p *policy) ruled(name string, repo []string) Action {
+	for _, r := range p.rules {
+		if r.fits(name) && matchAny(r.repositories, repo) {
+			return r.allow & inRepository
+		}
+	}
+	return 0
+}
+
+// administers returns Admin where the first rule about all repositories that
+// fits the account says so.
+func (p *policy) administers(name string) Action {
+	for _, r := range p.rules {
+		if r.whole && r.fits(name) {
+			return r.allow & Admin
+		}
+	}
+	return 0
+}
+
+// Immutable reports whether the tag, once it names a manifest, must keep naming
+// that one and must stay. It is true where that cannot be told.
+func (a *Authority) Immutable(repo, tag string) bool {
+	s, err := a.current()
+	return err != nil || s.policy.immutableTag(repo, tag)
+}
+
+func (p *policy) immutableTag(repo, tag string) bool {
+	parts := components(repo)
+	if p.broken || parts == nil {
+		return true
+	}
+	matches := func(pattern string) bool { return matchText(pattern, tag) }
+	for _, im := range p.immutable {
+		if matchAny(im.repositories, parts) && slices.ContainsFunc(im.tags, matches) && !slices.ContainsFunc(im.except, matches) {
+			return true
+		}
+	}
+	return false
+}
