@@ -73,7 +73,7 @@ func TestAdmin(t *testing.T) {
 	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
 		o := operated{did: &did}
 		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Check: func(token string) error {
-			if token != "good" {
+			if token != "1.good" {
 				return oci.ErrUnauthorized
 			}
 			return nil
@@ -125,7 +125,7 @@ func TestAdmin(t *testing.T) {
 			}
 			did = nil
 			if row.status != http.StatusMethodNotAllowed {
-				for _, token := range []string{"", "Bearer bad", "Basic good", "good"} {
+				for _, token := range []string{"", "Bearer 1.bad", "Basic good", "good"} {
 					if resp := ask(token); resp.StatusCode != http.StatusUnauthorized || resp.Header.Get("WWW-Authenticate") == "" {
 						t.Errorf("with %q: %s", token, resp.Status)
 					}
@@ -134,7 +134,7 @@ func TestAdmin(t *testing.T) {
 			if did != nil {
 				t.Errorf("without a token: %q", did)
 			}
-			if resp := ask("Bearer good"); resp.StatusCode != row.status {
+			if resp := ask("Bearer 1.good"); resp.StatusCode != row.status {
 				t.Errorf("%s, want %d", resp.Status, row.status)
 			}
 			if got := strings.Join(did, ";"); got != row.did {
@@ -154,7 +154,7 @@ func TestBackupFailsMidway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer good")
+	req.Header.Set("Authorization", "Bearer 1.good")
 	resp, err := n.client.Do(req)
 	if err != nil {
 		return // cut off before the header was out

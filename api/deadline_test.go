@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/flotilla-registry/flotilla/api"
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/metadata"
 	"github.com/flotilla-registry/flotilla/node/disk"
 )
@@ -52,9 +53,13 @@ func withPipes(t *testing.T, test func(t *testing.T, dial func() net.Conn)) {
 	}
 	defer store.Close()
 	synctest.Test(t, func(t *testing.T) {
+		open, err := auth.New(auth.Config{Settings: noSettings{}, Mesh: func() string { return "" }, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
 		h, err := api.New(api.Config{
 			Node: "n1", Blobs: store, Uploads: store, Catalog: new(metadata.Catalog), Health: health{}, Room: func() error { return nil },
-			Admin:  noAdmin(),
+			Admin: noAdmin(), Auth: open,
 			Status: func(context.Context) any { return strings.Repeat("x", 8<<20) }, Metrics: http.HandlerFunc(slow),
 			Observe: func(api.Served) {}, Log: slog.New(slog.DiscardHandler), Idle: time.Minute,
 		})

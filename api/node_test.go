@@ -128,6 +128,16 @@ func (s settings) Change(ctx context.Context, actor string, changes ...auth.Chan
 	return s.Catalog.Change(ctx, actor, in...)
 }
 
+// noSettings is a mesh that has agreed on nothing.
+type noSettings struct{}
+
+func (noSettings) Version() uint64                     { return 0 }
+func (noSettings) List(string) ([]auth.Setting, error) { return nil, nil }
+func (noSettings) Sync(context.Context) error          { return nil }
+func (noSettings) Change(context.Context, string, ...auth.Change) (bool, error) {
+	return false, oci.ErrUnavailable
+}
+
 // newCatalog founds a mesh of one.
 func newCatalog(t testing.TB, dir string, cluster metadata.Cluster, now func() time.Time) *metadata.Catalog {
 	t.Helper()

@@ -21,14 +21,15 @@ const module = "github.com/flotilla-registry/flotilla"
 // homes says in which package alone a library may be used.
 var (
 	mayImport = map[string][]string{
-		"cmd/flotilla":       {"node", "api/oci", "cmd/flotilla/bench"},
+		"cmd/flotilla":       {"node", "api/auth", "api/oci", "cmd/flotilla/bench"},
 		"cmd/flotilla/bench": {},
 		"cmd/balancer":       {},
 		"cmd/faults":         {"node", "cmd/faults/rig", "cmd/faults/check"},
 		"cmd/faults/rig":     {},
 		"cmd/faults/check":   {},
-		"node":               {"api", "mesh", "metadata", "node/disk", "api/oci"},
-		"api":                {"metadata", "api/oci"},
+		"node":               {"api", "api/auth", "mesh", "metadata", "node/disk", "api/oci"},
+		"api":                {"metadata", "api/auth", "api/oci"},
+		"api/auth":           {"api/oci"},
 		"api/auth":           {"api/oci"},
 		"mesh":               {"mesh/ring", "api/oci"},
 		"metadata":           {"api/oci", "metadata/wire"},
@@ -48,6 +49,9 @@ var (
 		"go.yaml.in/yaml":                     {"api/auth"},
 		"golang.org/x/crypto":                 {"api/auth"},
 		"github.com/prometheus/client_golang": {"node"},
+		"github.com/golang-jwt/jwt":           {"api/auth"},
+		"golang.org/x/crypto/bcrypt":          {"api/auth"},
+		"go.yaml.in/yaml":                     {"api/auth"},
 		"github.com/spf13/cobra":              {"cmd/flotilla"},
 		"github.com/anishathalye/porcupine":   {"cmd/faults/check"},
 	}

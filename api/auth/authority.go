@@ -62,7 +62,7 @@ const (
 type Config struct {
 	Settings Settings
 	// Mesh returns the mesh's id, which tokens are bound to; "" while this
-	// node belongs to none, and then there are no tokens.
+	// node's copy of the settings is of none, and then there are no tokens.
 	Mesh func() string
 	// Htpasswd is the path of a file of accounts on this node alone; "" is none.
 	Htpasswd string
@@ -101,6 +101,8 @@ type Authority struct {
 
 	accountRates *rates[string]
 	addressRates *rates[string]
+
+	proof *proof
 }
 
 // New returns an Authority. A htpasswd file that cannot be read or is not fit
@@ -124,6 +126,7 @@ func New(cfg Config) (*Authority, error) {
 		rotating: make(chan struct{}, 1),
 
 		accountRates: newRates[string](), addressRates: newRates[string](),
+		proof: newProof(),
 	}
 	if cfg.Htpasswd != "" {
 		if a.file, err = openHtpasswd(cfg.Htpasswd, cfg.Now(), cfg.Log); err != nil {

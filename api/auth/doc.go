@@ -19,6 +19,8 @@
 //	document.go   the policy as people write it, read.go from YAML
 //	policy.go     the policy as it is asked; pattern.go names by pattern
 //	limits.go     how much anybody may ask for
+//	proof.go      when a node that has just begun may judge
+//	calls.go      what the admin calls take and answer
 //
 // Whatever cannot be understood opens no door: a setting that a newer version
 // wrote in words unknown to this one denies what it might have denied.
