@@ -30,7 +30,6 @@ var (
 		"node":               {"api", "api/auth", "mesh", "metadata", "node/disk", "api/oci"},
 		"api":                {"metadata", "api/auth", "api/oci"},
 		"api/auth":           {"api/oci"},
-		"api/auth":           {"api/oci"},
 		"mesh":               {"mesh/ring", "api/oci"},
 		"metadata":           {"api/oci", "metadata/wire"},
 		"node/disk":          {"api/oci"},
@@ -49,9 +48,6 @@ var (
 		"go.yaml.in/yaml":                     {"api/auth"},
 		"golang.org/x/crypto":                 {"api/auth"},
 		"github.com/prometheus/client_golang": {"node"},
-		"github.com/golang-jwt/jwt":           {"api/auth"},
-		"golang.org/x/crypto/bcrypt":          {"api/auth"},
-		"go.yaml.in/yaml":                     {"api/auth"},
 		"github.com/spf13/cobra":              {"cmd/flotilla"},
 		"github.com/anishathalye/porcupine":   {"cmd/faults/check"},
 	}
