@@ -109,6 +109,7 @@ func (c *Catalog) Restore(ctx context.Context, r io.Reader) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeTime)
 	defer cancel()
+	_ = c.state.waitApplied(ctx, index) // everywhere asks the others only
 	for !c.everywhere(ctx, index) && !c.tasks.isEnded() && ctx.Err() == nil {
 		wait(ctx, 100*time.Millisecond)
 	}

@@ -17,7 +17,8 @@
 // does is decided in apply.go and the rules from the log alone: no clock, no
 // disk, no order of a map, so that replicas never differ. keys.go is the table
 // of what is stored where, record.go how values are written, query.go how they
-// are read, hot.go which of them stay in memory.
+// are read, hot.go which of them stay in memory; verdict.go lists what a command
+// may come to.
 //
 // # Durability
 //
