@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,7 +56,10 @@ func (m *Members) create(ctx context.Context, cfg Config, bind netip.Addr, logge
 	conf.Name, conf.Transport, conf.Logger = cfg.ID, m.net, logger.Logger
 	conf.BindAddr, conf.BindPort = bind.String(), m.net.GetAutoBindPort()
 	conf.AdvertiseAddr, conf.AdvertisePort = reach.Addr().String(), int(reach.Port())
-	conf.Label, conf.SecretKey = label, cfg.Key
+	conf.Label = label
+	if conf.Keyring, err = keyring(cfg.Keys); err != nil {
+		return err
+	}
 	conf.GossipVerifyIncoming, conf.GossipVerifyOutgoing = true, true
 	conf.TCPTimeout, conf.ProbeInterval, conf.ProbeTimeout = t.Stream, t.Probe, t.ProbeWait
 	conf.GossipInterval, conf.PushPullInterval, conf.SuspicionMult = t.Gossip, t.PushPull, t.Suspicion
@@ -63,11 +67,16 @@ func (m *Members) create(ctx context.Context, cfg Config, bind netip.Addr, logge
 	// is down: who it is, the handshake of the peer port proves.
 	conf.DeadNodeReclaimTime = time.Nanosecond
 	conf.Delegate, conf.Events, conf.Merge, conf.Conflict = callbacks{m}, callbacks{m}, callbacks{m}, callbacks{m}
-	if len(cfg.Key) != 32 {
-		return errors.New("the gossip key is not 32 bytes long")
-	}
 	m.list, err = memberlist.Create(conf)
 	return err
+}
+
+// keyring takes no key that would turn encryption off, or make it weaker.
+func keyring(keys [][]byte) (*memberlist.Keyring, error) {
+	if len(keys) == 0 || slices.ContainsFunc(keys, func(key []byte) bool { return len(key) != 32 }) {
+		return nil, errors.New("gossip needs keys, each 32 bytes long")
+	}
+	return memberlist.NewKeyring(keys, keys[0])
 }
 
 // resolve returns the addresses that hostport stands for: an IP, a name with

@@ -25,7 +25,7 @@ func TestJoinFails(t *testing.T) {
 	m := startMember(t, cfg)
 
 	other := memberConfig(t, 2)
-	other.Key = bytes.Repeat([]byte{8}, 32)
+	other.Keys = [][]byte{bytes.Repeat([]byte{8}, 32)}
 	wrongKey := startMember(t, other)
 
 	mine, theirs := memberConfig(t, 3), memberConfig(t, 4)

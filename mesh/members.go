@@ -23,7 +23,7 @@ type Config struct {
 	Meta      Meta     // what it tells the others
 	Bind      string   // host:port for UDP and TCP; port 0 takes a free one
 	Advertise string   // host, or host:port, that others reach Bind at; needed unless Bind names a host
-	Key       []byte   // 32 bytes, from the secret: AES-256 for all gossip
+	Keys      [][]byte // 32 bytes each, from the secrets: AES-256 for all gossip; the first encrypts, each decrypts
 	Seeds     []string // host:port of members, tried again whenever this node is alone or misses someone
 	StatePath string   // file of the members met so far; made where absent
 	Timing    Timing   // the zero value is LAN

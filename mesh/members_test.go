@@ -47,7 +47,7 @@ func memberConfig(t *testing.T, i int) mesh.Config {
 	return mesh.Config{
 		ID:   uuid(i),
 		Meta: mesh.Meta{Name: fmt.Sprint("node", i), Zone: "default", Peer: fmt.Sprint("127.0.0.1:", 6000+i)},
-		Bind: "127.0.0.1:0", Key: testKey, StatePath: filepath.Join(t.TempDir(), "members.json"),
+		Bind: "127.0.0.1:0", Keys: [][]byte{testKey}, StatePath: filepath.Join(t.TempDir(), "members.json"),
 		Timing: mesh.Fast(), Log: quietLog(),
 	}
 }
@@ -381,7 +381,7 @@ func TestStartRefuses(t *testing.T) {
 		{"port in use", func(c *mesh.Config) { c.Bind = taken.Address() }, "address already in use"},
 		{"no advertise", func(c *mesh.Config) { c.Bind = ":0" }, "must be given"},
 		{"advertise does not resolve", func(c *mesh.Config) { c.Advertise = "no-such-host.invalid" }, "no-such-host"},
-		{"short key", func(c *mesh.Config) { c.Key = []byte("short") }, "32 bytes"},
+		{"short key", func(c *mesh.Config) { c.Keys = [][]byte{testKey, []byte("short")} }, "32 bytes"},
 		{"too long", func(c *mesh.Config) { c.Meta.Zone = strings.Repeat("z", 500) }, "bytes together"},
 		{"bad peer address", func(c *mesh.Config) { c.Meta.Peer = "nowhere" }, "peer address"},
 		{"bad bind", func(c *mesh.Config) { c.Bind = "127.0.0.1" }, "missing port"},

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/flotilla-registry/flotilla/metadata"
@@ -23,7 +21,7 @@ import (
 //
 //	node.json     this node's UUID, and the mesh that it belongs to
 //	node.key      its private key, made once, never sent
-//	mesh.secret   the join secret, unless --secret-file names another place
+//	mesh.secret   the join secret (secret.go), unless --secret-file names another place
 //	lock          held by the running process
 //	raft/         the catalogue
 type folder struct {
@@ -173,42 +171,6 @@ func (f *folder) save() error {
 		return fmt.Errorf("data folder: %w", err)
 	}
 	return nil
-}
-
-// minSecret is the least that a secret must hold: 32 random bytes.
-const minSecret = 32
-
-// readSecret returns the secret in file. Where the file is absent and create
-// is set it makes one, since a founder has nobody to ask.
-func readSecret(file string, create bool) ([]byte, error) {
-	b, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) && create {
-		return makeSecret(file)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("secret file %s does not exist: copy mesh.secret from the data folder of a member, and name it with --secret-file", file)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("secret file: %w", err)
-	}
-	secret, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
-	if err != nil {
-		return nil, fmt.Errorf("secret file %s is not base64", file)
-	}
-	if len(secret) < minSecret {
-		return nil, fmt.Errorf("secret file %s holds %d bytes; at least %d random bytes are needed (head -c 32 /dev/urandom | base64)", file, len(secret), minSecret)
-	}
-	return secret, nil
-}
-
-func makeSecret(file string) ([]byte, error) {
-	secret := make([]byte, minSecret)
-	rand.Read(secret)
-	text := base64.StdEncoding.EncodeToString(secret) + "\n"
-	if err := writeFile(file, []byte(text)); err != nil {
-		return nil, fmt.Errorf("secret file: %w", err)
-	}
-	return secret, nil
 }
 
 // writeFile replaces name as a whole and durably: after a crash it holds the

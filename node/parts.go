@@ -51,14 +51,18 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 	}), nil
 }
 
-// openTrust reads the secret. A founder may make it; whoever joins must have it.
+// openTrust reads the secrets. A founder may make one; whoever joins must have
+// it.
 func (n *Node) openTrust() error {
 	founds := len(n.cfg.Join) == 0 && len(n.cfg.Expect) == 0 && n.folder.known().mesh() == ""
-	secret, err := readSecret(n.cfg.SecretFile, founds)
+	secrets, err := readSecrets(n.cfg.SecretFile, founds)
 	if err != nil {
 		return err
 	}
-	if n.trust, err = newTrust(secret, n.folder.known().ID, n.folder.key); err != nil {
+	if len(secrets) > 1 {
+		n.log.Info("two secrets are accepted, the first is used: take the old one out once every member has the new one", "file", n.cfg.SecretFile)
+	}
+	if n.trust, err = newTrust(secrets, n.folder.known().ID, n.folder.key); err != nil {
 		return err
 	}
 	n.trust.outlived = n.outlived
@@ -137,7 +141,7 @@ func (n *Node) openGossip(ctx context.Context) (*mesh.Members, error) {
 		Meta:      n.meta(n.folder.known().Cluster),
 		Bind:      n.cfg.GossipListen,
 		Advertise: host,
-		Key:       n.trust.gossip,
+		Keys:      n.trust.gossipKeys(),
 		Seeds:     n.cfg.Join,
 		StatePath: n.folder.path("peers.json"),
 		Timing:    timing,

@@ -113,22 +113,29 @@ func (p *peerPort) refused(from net.Addr, reason error) {
 func (p *peerPort) greet(conn net.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
-	tc := tls.Server(conn, p.trust.config([]string{protoRaft, protoHTTP}, func(who identity, proto string) error {
+	var peer identity
+	kept := &peerConn{Conn: conn, trust: p.trust, served: true}
+	tc := tls.Server(kept, p.trust.config([]string{protoRaft, protoHTTP}, func(who identity, proto string) error {
 		if proto == protoRaft && !who.Member {
 			return errNotMember
 		}
+		peer = who
 		return nil
 	}))
-	if err := tc.HandshakeContext(ctx); err != nil {
+	err := tc.HandshakeContext(ctx)
+	raft := tc.ConnectionState().NegotiatedProtocol == protoRaft
+	if err == nil && !raft {
+		err = p.trust.keep(kept, peer)
+	}
+	switch {
+	case err != nil:
 		p.refused(conn.RemoteAddr(), err)
-		_ = conn.Close()
-		return
-	}
-	if tc.ConnectionState().NegotiatedProtocol == protoRaft {
+		_ = kept.Close()
+	case raft:
 		p.raft.give(tc)
-		return
+	default:
+		p.http.give(tc)
 	}
-	p.http.give(tc)
 }
 
 // handoff is a net.Listener over connections that somebody else accepted.
@@ -199,11 +206,20 @@ func (d *dialer) dialAddr(ctx context.Context, addr, proto string, check func(id
 	if err != nil {
 		return nil, fmt.Errorf("dial peer: %w", err)
 	}
-	tc := tls.Client(conn, d.trust.config([]string{proto}, check))
+	var peer identity
+	kept := &peerConn{Conn: conn, trust: d.trust}
+	tc := tls.Client(kept, d.trust.config([]string{proto}, func(who identity, proto string) error {
+		peer = who
+		return check(who, proto)
+	}))
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
-	if err := tc.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
+	err = tc.HandshakeContext(ctx)
+	if err == nil && proto == protoHTTP {
+		err = d.trust.keep(kept, peer)
+	}
+	if err != nil {
+		_ = kept.Close()
 		return nil, fmt.Errorf("greet peer at %s: %w", addr, err)
 	}
 	return tc, nil

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,13 +33,13 @@ func operatorKey(secret []byte) ([]byte, error) {
 }
 
 // OperatorToken makes a token for the admin calls on the public port of any
-// node, from the file that holds the mesh's secret.
+// node, from the file that holds the mesh's secret: the first line of two.
 func OperatorToken(secretFile string, now time.Time) (string, error) {
-	secret, err := readSecret(secretFile, false)
+	secrets, err := readSecrets(secretFile, false)
 	if err != nil {
 		return "", err
 	}
-	key, err := operatorKey(secret)
+	key, err := operatorKey(secrets[0])
 	if err != nil {
 		return "", err
 	}
@@ -52,10 +53,11 @@ func tokenMAC(key []byte, until string) string {
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// checkToken returns nil for a token made with our secret that is good at now.
+// checkToken returns nil for a token made with a secret of ours that is good at
+// now.
 func (t *trust) checkToken(token string, now time.Time) error {
 	until, mac, _ := strings.Cut(token, ".")
-	if !hmac.Equal([]byte(mac), []byte(tokenMAC(t.operator, until))) {
+	if !slices.ContainsFunc(t.roots, func(r root) bool { return hmac.Equal([]byte(mac), []byte(tokenMAC(r.operator, until))) }) {
 		return oci.ErrUnauthorized.Because("the token was made with another secret")
 	}
 	unix, err := strconv.ParseInt(until, 10, 64)

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,19 +37,21 @@ type identity struct {
 	Member  bool // ID is pinned to Key in this mesh; otherwise a holder of the secret and no more
 }
 
-// trust decides who a peer is. The secret is root: from it come the gossip key
-// and the certificate authority, the same on every node, and the key of operators' tokens. A certificate proves
-// knowledge of the secret; the pin, from the member entries that Raft agreed
-// on, proves the UUID. So a holder of the secret can ask to join as somebody
-// new, but cannot pose as a member.
-type trust struct {
-	id     string
-	key    ed25519.PrivateKey
-	ca     *x509.Certificate
-	caKey  ed25519.PrivateKey
-	gossip []byte // AES-256 key of memberlist
-
+// root is what one secret stands for, the same on every node that knows it.
+type root struct {
+	ca       *x509.Certificate
+	caKey    ed25519.PrivateKey
+	gossip   []byte // AES-256 key of memberlist
 	operator []byte // key of operators' tokens
+}
+
+// trust decides who a peer is. A certificate proves knowledge of a secret; the
+// pin, from the member entries that Raft agreed on, proves the UUID. So a holder
+// of the secret can ask to join as somebody new, but cannot pose as a member.
+type trust struct {
+	id    string
+	key   ed25519.PrivateKey
+	roots []root // the first made our certificate; what any of them made is accepted
 
 	// outlived is told that a member of ours is of a later epoch than we are.
 	// It must return soon. nil tells nobody.
@@ -59,33 +62,54 @@ type trust struct {
 	pins    map[string]ed25519.PublicKey
 	lent    map[string]ed25519.PublicKey // pins that a member told us, good until our own catalogue has caught up
 	cert    *tls.Certificate             // ours, naming cluster
+	open    map[*peerConn]struct{}       // see keep
 }
 
-// newTrust derives everything from secret for the node with this UUID and key.
-func newTrust(secret []byte, id string, key ed25519.PrivateKey) (*trust, error) {
-	gossip, err := hkdf.Key(sha256.New, secret, nil, "flotilla/1 gossip", 32)
-	if err != nil {
-		return nil, fmt.Errorf("derive gossip key: %w", err)
+// newTrust derives everything from the secrets, the first of which is the one
+// to use, for the node with this UUID and key.
+func newTrust(secrets [][]byte, id string, key ed25519.PrivateKey) (*trust, error) {
+	t := &trust{id: id, key: key, open: map[*peerConn]struct{}{}}
+	for _, secret := range secrets {
+		r, err := newRoot(secret)
+		if err != nil {
+			return nil, err
+		}
+		t.roots = append(t.roots, r)
+	}
+	return t, t.enter(metadata.Cluster{})
+}
+
+func newRoot(secret []byte) (r root, err error) {
+	if r.gossip, err = hkdf.Key(sha256.New, secret, nil, "flotilla/1 gossip", 32); err != nil {
+		return r, fmt.Errorf("derive gossip key: %w", err)
+	}
+	if r.operator, err = operatorKey(secret); err != nil {
+		return r, err
 	}
 	seed, err := hkdf.Key(sha256.New, secret, nil, "flotilla/1 certificate authority", ed25519.SeedSize)
 	if err != nil {
-		return nil, fmt.Errorf("derive authority: %w", err)
+		return r, fmt.Errorf("derive authority: %w", err)
 	}
-	operator, err := operatorKey(secret)
-	if err != nil {
-		return nil, err
-	}
-	t := &trust{id: id, key: key, caKey: ed25519.NewKeyFromSeed(seed), gossip: gossip, operator: operator}
+	r.caKey = ed25519.NewKeyFromSeed(seed)
 	template := certificate("flotilla mesh")
 	template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
-	der, err := x509.CreateCertificate(rand.Reader, template, template, t.caKey.Public(), t.caKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, r.caKey.Public(), r.caKey)
 	if err != nil {
-		return nil, fmt.Errorf("make authority: %w", err)
+		return r, fmt.Errorf("make authority: %w", err)
 	}
-	if t.ca, err = x509.ParseCertificate(der); err != nil {
-		return nil, fmt.Errorf("parse authority: %w", err)
+	if r.ca, err = x509.ParseCertificate(der); err != nil {
+		return r, fmt.Errorf("parse authority: %w", err)
 	}
-	return t, t.enter(metadata.Cluster{})
+	return r, nil
+}
+
+// gossipKeys are the keys of gossip, the one to encrypt with first.
+func (t *trust) gossipKeys() [][]byte {
+	keys := make([][]byte, len(t.roots))
+	for i, r := range t.roots {
+		keys[i] = r.gossip
+	}
+	return keys
 }
 
 // certificate is valid always: a box without a clock must not lock itself out
@@ -104,7 +128,7 @@ func (t *trust) enter(cluster metadata.Cluster) error {
 	template := certificate(t.id)
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.URIs = []*url.URL{{Scheme: "flotilla", Host: t.id, Path: "/" + cluster.ID + "/" + strconv.FormatUint(uint64(cluster.Epoch), 10)}}
-	der, err := x509.CreateCertificate(rand.Reader, template, t.ca, t.key.Public(), t.caKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, t.roots[0].ca, t.key.Public(), t.roots[0].caKey)
 	if err != nil {
 		return fmt.Errorf("make node certificate: %w", err)
 	}
@@ -124,7 +148,8 @@ func (t *trust) clusterID() string {
 }
 
 // pin replaces the set of members, each UUID with the only key that may use it.
-// Whoever is a member no longer is none by what was lent either.
+// Whoever is a member no longer is none by what was lent either, and has no
+// connections any more.
 func (t *trust) pin(members []metadata.Member) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -132,6 +157,7 @@ func (t *trust) pin(members []metadata.Member) {
 	for id := range t.pins {
 		if next[id] == nil {
 			delete(t.lent, id)
+			t.endConnections(id)
 		}
 	}
 	t.pins = next
@@ -141,7 +167,13 @@ func (t *trust) pin(members []metadata.Member) {
 func (t *trust) lend(members []metadata.Member) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.lent = keysOf(members)
+	next := keysOf(members)
+	for id := range t.lent {
+		if next[id] == nil && t.pins[id] == nil {
+			t.endConnections(id)
+		}
+	}
+	t.lent = next
 }
 
 func keysOf(members []metadata.Member) map[string]ed25519.PublicKey {
@@ -164,7 +196,7 @@ var (
 
 // verify tells who presented cert, or why it is refused.
 func (t *trust) verify(cert *x509.Certificate) (identity, error) {
-	if err := cert.CheckSignatureFrom(t.ca); err != nil {
+	if !slices.ContainsFunc(t.roots, func(r root) bool { return cert.CheckSignatureFrom(r.ca) == nil }) {
 		return identity{}, errNotOurSecret
 	}
 	who, err := readIdentity(cert)
@@ -184,18 +216,24 @@ func (t *trust) verify(cert *x509.Certificate) (identity, error) {
 			return identity{}, errOtherEpoch
 		}
 	}
-	pin, known := t.pins[who.ID]
-	if !known {
-		pin, known = t.lent[who.ID]
-	}
-	if who.ID == t.id {
-		pin, known = t.public(), true
-	}
+	pin, known := t.pinOf(who.ID)
 	if known && !bytes.Equal(pin, who.Key) {
 		return identity{}, errPoses
 	}
 	who.Member = known && who.Cluster == t.cluster.ID
 	return who, nil
+}
+
+// pinOf returns the only key that may use id, where there is one. It wants t.mu
+// held.
+func (t *trust) pinOf(id string) (pin ed25519.PublicKey, known bool) {
+	if id == t.id {
+		return t.public(), true
+	}
+	if pin, known = t.pins[id]; !known {
+		pin, known = t.lent[id]
+	}
+	return pin, known
 }
 
 // readIdentity reads what enter wrote.

@@ -26,7 +26,7 @@ func stranger(t *testing.T, secret []byte, id string, c metadata.Cluster) *trust
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := newTrust(secret, id, key)
+	s, err := newTrust([][]byte{secret}, id, key)
 	if err != nil {
 		t.Fatal(err)
 	}
