@@ -71,7 +71,7 @@ func TestPeerEndpointsOnThePublicPort(t *testing.T) {
 func TestPeerCertificateOfAnotherNode(t *testing.T) {
 	c := newCluster(t, 2)
 	n, member := c.nodes[0], c.nodes[1]
-	mine := n.catalog.Settings()
+	mine := n.catalog.Cluster()
 	_, own, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
