@@ -99,8 +99,9 @@ type Authority struct {
 	rotating    chan struct{} // holds a token while somebody proposes a new key
 	rotateAfter time.Time     // no earlier try, after one that failed; of whoever rotates
 
-	accountRates *rates[string]
-	addressRates *rates[string]
+	accountRates *rates // requests, by account
+	addressRates *rates // requests of nobody in particular, by address
+	guessRates   *rates // wrong passwords, by address
 }
 
 // New returns an Authority. A htpasswd file that cannot be read or is not fit
@@ -123,7 +124,7 @@ func New(cfg Config) (*Authority, error) {
 		looks:    rate.NewLimiter(10, 20),
 		rotating: make(chan struct{}, 1),
 
-		accountRates: newRates[string](), addressRates: newRates[string](),
+		accountRates: newRates(), addressRates: newRates(), guessRates: newRates(),
 	}
 	if cfg.Htpasswd != "" {
 		if a.file, err = openHtpasswd(cfg.Htpasswd, cfg.Now(), cfg.Log); err != nil {
@@ -202,6 +203,8 @@ func (a *Authority) read(version uint64, all []Setting) *state {
 		case set.Key == policyKey:
 			s.revision = set.Revision
 			s.document, s.policy, err = readPolicy(set.Value)
+		default:
+			err = errors.New("an unknown setting")
 		}
 		if err != nil {
 			a.log.Error("a setting that this version cannot read; what it might allow is denied", "key", set.Key, "error", err)

@@ -178,7 +178,10 @@ func (a *Authority) standing(s *state, p Principal) (admin bool, err error) {
 	case !ok, !p.cert && acc.generation != p.generation:
 		return false, oci.ErrUnauthorized.Because("the account has changed since: log in again")
 	}
-	return acc.admin, acc.usable(a.now())
+	if err := acc.usable(a.now()); err != nil {
+		return false, err
+	}
+	return acc.admin, nil
 }
 
 // usable returns ErrUnauthorized for an account that is over or not understood.
@@ -256,7 +259,6 @@ func (a *Authority) Catalog(p Principal) (sees func(repo string) bool, err error
 	if p.Anonymous() && len(s.policy.anonymous) == 0 {
 		return nil, oci.ErrUnauthorized.Because("the catalogue needs an account")
 	}
-	return func(repo string) bool {
-		return s.policy.allowed(p.name, admin, repo).has(List)
-	}, nil
+	mine := s.policy.about(p.name)
+	return func(repo string) bool { return mine.allowed(p.name, admin, repo).has(List) }, nil
 }
