@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -99,8 +100,18 @@ func TestFirstAndLastAccountAreOne(t *testing.T) {
 	for i := range names {
 		nodes[i] = newNode(t, m, c, nil)
 	}
+	// All come with what they decided about the same accounts before any counts.
 	atOnce := func(do func(i int)) {
-		var all sync.WaitGroup
+		var all, decided sync.WaitGroup
+		var came atomic.Int64
+		decided.Add(len(names))
+		m.meet = func() {
+			if came.Add(1) <= int64(len(names)) {
+				decided.Done()
+			}
+			decided.Wait()
+		}
+		defer func() { m.meet = nil }()
 		for i := range names {
 			all.Go(func() { do(i) })
 		}

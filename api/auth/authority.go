@@ -65,6 +65,7 @@ type Config struct {
 	// node belongs to none, and then there are no tokens.
 	Mesh func() string
 	// Htpasswd is the path of a file of accounts on this node alone; "" is none.
+	// Tokens of its accounts are good at nodes whose files have the same line.
 	Htpasswd string
 	// Certificates says that the public port verifies client certificates: the
 	// common name of one is the name of the account that shows it.

@@ -20,7 +20,7 @@ func FuzzAuthorization(f *testing.F) {
 	ann := base64.StdEncoding.EncodeToString([]byte("ann:" + annPassword))
 	token := n.token(f, "ann", annPassword, "repository:team-a/x:pull")
 	for _, seed := range []string{
-		"", "Basic", "Basic " + ann, "bAsIc   " + ann + "  ", "Basic " + ann + "\t", "Bearer " + token, "Bearer", "Bearer ..", "Negotiate x",
+		"", "Basic", "Basic " + ann, "bAsIc   " + ann + "  ", "Basic " + ann + "\t", "Bearer " + token, "Bearer", "Bearer ..", "Basic " + ann + "\n", "Bearer " + token[:9] + "\n" + token[9:], "Negotiate x",
 		"Basic " + base64.StdEncoding.EncodeToString([]byte("ann:ann\x00")), "Bearer " + strings.TrimRight(token, token[len(token)-1:]),
 		"Bearer eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0Iiwia2lkIjoiMDAwMDAwMDAwMDAwMDAwMCJ9.e30.", "Digest username=\"ann\"",
 	} {

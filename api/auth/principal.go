@@ -63,8 +63,7 @@ func (p Principal) Name() string {
 // Anonymous reports that p is nobody in particular.
 func (p Principal) Anonymous() bool { return p.name == "" }
 
-// The longest Authorization headers looked at. Names and passwords are bounded
-// (64 and 72 bytes), tokens by maxToken.
+// maxBasic bounds name and password in base64: they have 64 and 72 bytes at most.
 const maxBasic = 512
 
 // Identify says who asks: from the header Authorization (RFC 7617, RFC 6750)
@@ -83,6 +82,9 @@ func (a *Authority) Identify(r *http.Request) (Principal, error) {
 	values := r.Header.Values("Authorization")
 	if len(values) > 1 {
 		return Principal{}, oci.ErrUnauthorized.Because("more than one Authorization header")
+	}
+	if len(values) == 1 && strings.ContainsAny(values[0], "\r\n") { // which base64 decoders skip
+		return Principal{}, oci.ErrUnauthorized.Because("the Authorization header has several lines")
 	}
 	if len(values) == 0 || values[0] == "" {
 		return a.identifyCertificate(s, r)
