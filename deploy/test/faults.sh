@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a mesh of real processes with networks, disks and clocks of their own, breaks them by a seeded schedule while clients
 # use it, and checks that nothing acknowledged is lost. FAULT_SEED repeats a run's operations and faults; FAULT_MINUTES is
-# the length of the random schedule (4); FAULT_SCENARIOS and FAULT_NEMESES choose some; FAULT_DIR holds disks and logs.
+# the length of the random schedule (5); FAULT_SCENARIOS and FAULT_NEMESES choose some; FAULT_DIR holds disks and logs.
 # What this machine cannot break is named, and the last line then says INCOMPLETE.
 set -euo pipefail
 # shellcheck source=deploy/test/lib.sh
@@ -10,7 +10,15 @@ source "$(dirname "$0")/lib.sh"
 faults_tools
 [[ -n ${FLOTILLA:-} ]] || build_all
 mkdir "$work/faults"
-flags=(-dir "${FAULT_DIR:-$work/faults}" -flotilla "$flotilla" -length "${FAULT_MINUTES:-4}m")
+
+# To upgrade from, this tree as a version was that knows one feature level less: a mesh of such proposes nothing that the
+# last level brought.
+level=$(sed -n 's/^const FeatureLevel = //p' "$root/metadata/propose.go")
+sed "s/^const FeatureLevel = .*/const FeatureLevel = $((level - 1))/" "$root/metadata/propose.go" >"$work/propose.go"
+printf '{"Replace":{"%s":"%s"}}' "$root/metadata/propose.go" "$work/propose.go" >"$work/overlay.json"
+CGO_ENABLED=0 go build -C "$root" -trimpath -overlay "$work/overlay.json" -o "$work/older" ./cmd/flotilla
+
+flags=(-dir "${FAULT_DIR:-$work/faults}" -flotilla "$flotilla" -old "$work/older" -length "${FAULT_MINUTES:-5}m")
 [[ -z ${FAULT_SEED:-} ]] || flags+=(-seed "$FAULT_SEED")
 [[ -z ${FAULT_SCENARIOS:-} ]] || flags+=(-scenarios "$FAULT_SCENARIOS")
 [[ -z ${FAULT_NEMESES:-} ]] || flags+=(-nemeses "$FAULT_NEMESES")
