@@ -10,14 +10,7 @@ source "$(dirname "$0")/lib.sh"
 faults_tools
 [[ -n ${FLOTILLA:-} ]] || build_all
 mkdir "$work/faults"
-
-# To upgrade from, this tree as a version was that knows one feature level less: a mesh of such proposes nothing that the
-# last level brought.
-level=$(sed -n 's/^const FeatureLevel = //p' "$root/metadata/propose.go")
-sed "s/^const FeatureLevel = .*/const FeatureLevel = $((level - 1))/" "$root/metadata/propose.go" >"$work/propose.go"
-printf '{"Replace":{"%s":"%s"}}' "$root/metadata/propose.go" "$work/propose.go" >"$work/overlay.json"
-CGO_ENABLED=0 go build -C "$root" -trimpath -overlay "$work/overlay.json" -o "$work/older" ./cmd/flotilla
-
+build_older "$root" "$work/older"
 flags=(-dir "${FAULT_DIR:-$work/faults}" -flotilla "$flotilla" -old "$work/older" -length "${FAULT_MINUTES:-5}m")
 [[ -z ${FAULT_SEED:-} ]] || flags+=(-seed "$FAULT_SEED")
 [[ -z ${FAULT_SCENARIOS:-} ]] || flags+=(-scenarios "$FAULT_SCENARIOS")
