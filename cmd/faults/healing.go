@@ -158,7 +158,7 @@ const settled = 10 * time.Minute
 // collect: days later, what was deleted has left all disks, and of what a tag
 // reaches nothing has. Clients work and tags move while the collection runs.
 func collect(ctx context.Context, w *world, _ options) error {
-	const images, days = 24, 3
+	const images, days = 24, 2
 	for k := range images {
 		repo, _ := w.key(k % tags)
 		if err := w.push(ctx, w.mesh[k%len(w.mesh)], w.image(k, repo, 2000, 3000), fmt.Sprint("v", k)); err != nil {

@@ -68,6 +68,13 @@ func (r *report) add(f func(*report)) {
 	f(r)
 }
 
+// pushes is how many were acknowledged in the scenarios that are over.
+func (r *report) pushes() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.images
+}
+
 // failed is how many times something did not hold.
 func (r *report) failed() int {
 	r.mu.Lock()

@@ -66,7 +66,7 @@ func (i invariant) line(f figures, wrong map[string]int) string {
 	if i.say != nil && n > 0 {
 		said = i.say(f)
 	}
-	return fmt.Sprintf("%-6s  %-34s %s", verdict, i.title, said)
+	return fmt.Sprintf("%-6s  %-36s %s", verdict, i.title, said)
 }
 
 func invariants() []invariant {

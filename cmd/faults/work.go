@@ -50,7 +50,7 @@ func plan(seed uint64, worker int, nodes int) func() step {
 	deck := deck()
 	return func() step {
 		s := step{do: deck[r.IntN(len(deck))], key: r.IntN(tags), node: r.IntN(nodes), draw: r.Uint64(), seed: [2]uint64{r.Uint64(), r.Uint64()}}
-		for range 1 + r.IntN(3) {
+		for range 1 + r.IntN(2) {
 			s.sizes = append(s.sizes, size(r))
 		}
 		return s
