@@ -28,6 +28,7 @@ check() {
     test) (cd "$tree" && go test -count=1 "${how[@]:1}") ;;
     faults)
       (cd "$tree" && CGO_ENABLED=0 go build -trimpath -o "$work/flotilla" ./cmd/flotilla) || return
+      [[ $1 != *upgrade* ]] || { build_older "$tree" "$work/older" && how+=(-old "$work/older"); } || return
       rm -rf "$work/run" && mkdir "$work/run"
       "$work/faults" -dir "$work/run" -flotilla "$work/flotilla" -seed 1 "${how[@]:1}"
       ;;

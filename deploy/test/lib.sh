@@ -79,6 +79,16 @@ build_all() {
   make --no-print-directory -C "$root" build
 }
 
+# build_older TREE FILE: flotilla as a version was that knows one feature level less. A mesh of such proposes nothing that
+# the last level brought.
+build_older() {
+  local source=$1/metadata/propose.go level
+  level=$(sed -n 's/^const FeatureLevel = //p' "$source")
+  sed "s/^const FeatureLevel = .*/const FeatureLevel = $((level - 1))/" "$source" >"$2.go"
+  printf '{"Replace":{"%s":"%s"}}' "$source" "$2.go" >"$2.json"
+  CGO_ENABLED=0 go build -C "$1" -trimpath -overlay "$2.json" -o "$2" ./cmd/flotilla
+}
+
 # free_port sets $port to the next port that nobody answers at, below the range that the system hands out itself.
 next_port=$((20000 + RANDOM % 10000))
 free_port() {
