@@ -73,6 +73,9 @@ func (m *model) upset(p *modelPeer, d digest.Digest) {
 	}
 	all := m.number(4) > 0
 	if !m.favour(p) {
+		if leaver != nil {
+			m.weigh(leaver, 1)
+		}
 		return
 	}
 	m.upsets.Add(1)
