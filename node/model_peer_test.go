@@ -185,15 +185,11 @@ type lateness struct {
 	over chan struct{} // nil: they do not; else closed once they do not any more
 }
 
-// begin makes the news late, unless they are already; end ends it.
-func (l *lateness) begin() bool {
+// begin makes the news late; end ends it.
+func (l *lateness) begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.over != nil {
-		return false
-	}
 	l.over = make(chan struct{})
-	return true
 }
 
 func (l *lateness) end() {

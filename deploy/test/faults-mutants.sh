@@ -25,6 +25,9 @@ check() {
   local how
   read -ra how <<<"$1"
   case ${how[0]} in
+    model) # stops at what it finds
+      (cd "$tree" && FLOTILLA_MODEL_FOR=3m go test -count=1 -timeout 8m -run '^TestModel$' ./node)
+      ;;
     test) (cd "$tree" && go test -count=1 "${how[@]:1}") ;;
     faults)
       (cd "$tree" && CGO_ENABLED=0 go build -trimpath -o "$work/flotilla" ./cmd/flotilla) || return
