@@ -6,7 +6,7 @@ SHELL       := /bin/bash
 GOTEST_TIMEOUT ?= 10m
 PLATFORMS      := linux/arm64 linux/arm darwin/arm64 windows/amd64
 
-.PHONY: help run build test lint conformance clients helm kill faults faults-mutants bench cross clean
+.PHONY: help run build test lint conformance clients logins helm kill faults faults-mutants bench cross clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,6 +38,9 @@ conformance: ## run the distribution specification's tests through three nodes a
 
 clients: ## push and pull with docker, podman, helm and others (as root on Debian)
 	@deploy/test/clients.sh
+
+logins: ## log in to a mesh with accounts and TLS with docker, podman, helm and others (as root on Debian)
+	@deploy/test/logins.sh
 
 helm: ## render the Helm chart and hold it against Kubernetes' types
 	@deploy/test/helm.sh

@@ -56,7 +56,7 @@ func (s *server) may(act auth.Action, h handler) handler {
 			err = s.Auth.Allow(v.who, repo, act)
 		}
 		if err != nil {
-			return s.challenge(w, r, err, auth.Scope{Repository: repo, Actions: act})
+			return s.challenge(w, r, err, scope(repo, act))
 		}
 		return h(w, r)
 	}
@@ -117,11 +117,12 @@ func (c *counter) leave(name string) {
 	}
 }
 
-// member is entered, and lets the operator in too.
+// member is entered, and lets the operator in too. While there are no accounts
+// nobody's token is looked at, one made of another mesh's secret for instance.
 func (s *server) member(h handler) handler {
 	operator, entered := s.operator(h), s.entered(h)
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if _, ok := operatorToken(r); ok {
+		if _, ok := operatorToken(r); ok && !s.Auth.Open() {
 			return operator(w, r)
 		}
 		return entered(w, r)
@@ -204,28 +205,41 @@ func (s *server) challenge(w http.ResponseWriter, r *http.Request, err error, sc
 	return err
 }
 
-// mayMount returns where d may be mounted from for whoever sent r: the
+// scope is that of a token which does for act, and for what clients do beside it:
+// whoever pushes looks at what is there first.
+func scope(repo string, act auth.Action) auth.Scope {
+	if act == auth.Push {
+		act |= auth.Pull
+	}
+	return auth.Scope{Repository: repo, Actions: act}
+}
+
+// mayMount returns where d may be mounted from into repo for whoever sent r: the
 // repository that they name, if they may pull from it, or one of those that
-// hold d. "" with ok is wherever there is one.
-func (s *server) mayMount(r *http.Request, from string, d digest.Digest) (source string, ok bool, err error) {
-	who := visitOf(r).who
-	switch {
-	case s.Auth.Open():
+// hold d. "" with ok is wherever there is one. Where nothing but the token they
+// show stands in the way, it is ErrUnauthorized and the answer names the scopes
+// of one that would do, as other registries answer too.
+func (s *server) mayMount(w http.ResponseWriter, r *http.Request, repo, from string, d digest.Digest) (source string, ok bool, err error) {
+	if s.Auth.Open() {
 		return from, true, nil
-	case from != "":
-		return from, s.Auth.Allow(who, from, auth.Pull) == nil, nil
 	}
 	const enough = 1000 // repositories to look at; beyond these the client sends the bytes
-	repos, err := s.Catalog.Linking(d, "", enough)
-	if err != nil {
-		return "", false, err
-	}
-	for _, repo := range repos {
-		if s.Auth.Allow(who, repo, auth.Pull) == nil {
-			return repo, true, nil
+	sources := []string{from}
+	if from == "" {
+		if sources, err = s.Catalog.Linking(d, "", enough); err != nil {
+			return "", false, err
 		}
 	}
-	return "", false, nil
+	for _, one := range sources {
+		switch why := s.Auth.Allow(visitOf(r).who, one, auth.Pull); {
+		case why == nil:
+			return one, true, nil
+		case err == nil && errors.Is(why, oci.ErrUnauthorized):
+			source, err = one, why
+		}
+	}
+	return "", false, s.challenge(w, r, err,
+		scope(repo, auth.Push), scope(source, auth.Pull))
 }
 
 // bound returns what an upload is bound to: the repository and whoever began

@@ -47,7 +47,12 @@ func TestAttacks(t *testing.T) {
 	})
 	t.Run("mount with a token for the target alone", func(t *testing.T) {
 		h := n.token(t, alice, "repository:team-a/new:pull,push")
-		n.do(t, "POST", "/v2/team-a/new/blobs/uploads/?mount="+secret.String()+"&from=team-a/app", h, nil).want(t, 202, nil)
+		for _, from := range []string{"&from=team-a/app", ""} {
+			n.do(t, "POST", "/v2/team-a/new/blobs/uploads/?mount="+secret.String()+from, h, nil).want(t, 401, head{"WWW-Authenticate": `Bearer realm="` +
+				n.url + `/token",service="flotilla",scope="repository:team-a/new:pull,push repository:team-a/app:pull",error="insufficient_scope"`})
+		}
+		// What alice herself may not read, no token of hers would mount.
+		n.do(t, "POST", "/v2/team-a/new/blobs/uploads/?mount="+secret.String()+"&from=team-b/mine", h, nil).want(t, 202, nil)
 		both := n.token(t, alice, "repository:team-a/new:pull,push", "repository:team-a/app:pull")
 		n.do(t, "POST", "/v2/team-a/new/blobs/uploads/?mount="+secret.String()+"&from=team-a/app", both, nil).want(t, 201, nil)
 	})

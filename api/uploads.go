@@ -28,7 +28,7 @@ func (s *server) startUpload(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		if mounted, err := s.mount(r, repo, d); err != nil {
+		if mounted, err := s.mount(w, r, repo, d); err != nil {
 			return err
 		} else if mounted {
 			created(w, repo, d)
@@ -51,12 +51,12 @@ func (s *server) startUpload(w http.ResponseWriter, r *http.Request) error {
 
 // mount links d into repo from the repository that the client names, or from
 // any.
-func (s *server) mount(r *http.Request, repo string, d digest.Digest) (bool, error) {
+func (s *server) mount(w http.ResponseWriter, r *http.Request, repo string, d digest.Digest) (bool, error) {
 	from := r.URL.Query().Get("from")
 	if from != "" && oci.CheckName(from) != nil {
 		return false, nil
 	}
-	from, ok, err := s.mayMount(r, from, d)
+	from, ok, err := s.mayMount(w, r, repo, from, d)
 	if err != nil || !ok {
 		return false, err
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bufio"
+	"crypto/x509"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -21,7 +23,7 @@ func start(t *testing.T, handlers ...http.HandlerFunc) string {
 		t.Cleanup(s.Close)
 		backends = append(backends, s.Listener.Addr().String())
 	}
-	front := httptest.NewServer(newBalancer(backends))
+	front := httptest.NewServer(newBalancer(backends, nil))
 	t.Cleanup(front.Close)
 	return front.Listener.Addr().String()
 }
@@ -157,8 +159,57 @@ func TestExpectContinueIsTheBackendsToAnswer(t *testing.T) {
 	}
 }
 
+// With TLS on both sides, HTTP/2 too: all requests of one connection go to the next backend each, and a backend that
+// the authority does not know is not spoken to.
+func TestTLS(t *testing.T) {
+	own := httptest.NewTLSServer(says("own"))
+	defer own.Close()
+	other := httptest.NewTLSServer(says("other"))
+	defer other.Close()
+	known := x509.NewCertPool()
+	known.AddCert(own.Certificate())
+	backends := []string{own.Listener.Addr().String(), other.Listener.Addr().String()}
+	for _, tc := range []struct {
+		name  string
+		trust *x509.CertPool
+		want  []string // how the answers begin
+	}{
+		{"known authority", known, []string{"own GET", "other GET", "own GET"}},
+		{"unknown authority", x509.NewCertPool(), []string{"502", "502", "502"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b := newBalancer(backends, tc.trust)
+			b.proxy.ErrorLog = log.New(io.Discard, "", 0)
+			front := httptest.NewUnstartedServer(b)
+			front.EnableHTTP2 = true
+			front.StartTLS()
+			defer front.Close()
+			for i, want := range tc.want {
+				res, err := front.Client().Get(front.URL)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := io.ReadAll(res.Body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err = res.Body.Close(); err != nil {
+					t.Fatal(err)
+				}
+				got := string(body)
+				if res.StatusCode != http.StatusOK {
+					got = res.Status
+				}
+				if res.ProtoMajor != 2 || !strings.HasPrefix(got, want) {
+					t.Errorf("request %d: got %s %s, want HTTP/2 and %s", i, res.Proto, got, want)
+				}
+			}
+		})
+	}
+}
+
 func TestShares(t *testing.T) {
-	b := newBalancer([]string{"a", "b", "c"})
+	b := newBalancer([]string{"a", "b", "c"}, nil)
 	b.requests.Store(7)
 	if got, want := b.shares(), "3 2 2"; got != want {
 		t.Errorf("got %s, want %s", got, want)

@@ -27,20 +27,16 @@ const maxAnswer = 16 << 20
 // remote is a node's public port as the commands reach it.
 type remote struct {
 	server     string
-	secretFile string // "" for calls that change nothing
+	secretFile string // "" for calls without a token
 	plaintext  bool
 	ca         string // file of the authorities that signed the node's certificate; "" for the system's
 	insecure   bool   // any certificate will do
 }
 
-// flags declares what each command that changes the mesh needs to reach it.
+// flags declares what a command needs to reach the mesh, and to show whose it is.
 func (r *remote) flags(c *cobra.Command) {
-	r.serverFlag(c)
 	c.Flags().StringVar(&r.secretFile, "secret-file", "flotilla-data/mesh.secret", "the mesh's secret, which makes the token for this call")
 	c.Flags().BoolVar(&r.plaintext, "plaintext", false, "show the token over plain HTTP to another machine, too")
-}
-
-func (r *remote) serverFlag(c *cobra.Command) {
 	c.Flags().StringVar(&r.server, "server", "http://127.0.0.1:5000", "public address of any node")
 	c.Flags().StringVar(&r.ca, "ca", "", "PEM file of the authorities that the node's certificate is checked with (default the system's)")
 	c.Flags().BoolVar(&r.insecure, "insecure-tls", false, "accept any certificate")
@@ -89,7 +85,7 @@ func (r *remote) call(ctx context.Context, method, path string, body io.Reader) 
 	}
 	if r.secretFile != "" {
 		if err := r.sign(req); err != nil {
-			return nil, err
+			return nil, unsigned{err}
 		}
 	}
 	client, err := r.client()
@@ -123,6 +119,19 @@ func (r *remote) sign(req *http.Request) error {
 	return nil
 }
 
+// unsigned is why a call that wants the operator's token could not be made.
+type unsigned struct{ error }
+
+func (u unsigned) Unwrap() error { return u.error }
+
+// refused is a node's answer that it does not do what was asked.
+type refused struct {
+	status int
+	why    string
+}
+
+func (r refused) Error() string { return r.why }
+
 // refusal is what a node, or something that is none, answered instead.
 func refusal(resp *http.Response) error {
 	var answer struct {
@@ -134,7 +143,7 @@ func refusal(resp *http.Response) error {
 	if err != nil || json.Unmarshal(b, &answer) != nil || len(answer.Errors) == 0 {
 		return fmt.Errorf("%s answers %s", resp.Request.URL, resp.Status)
 	}
-	return errors.New(answer.Errors[0].Message)
+	return refused{resp.StatusCode, answer.Errors[0].Message}
 }
 
 // fetch decodes a node's answer to a request without a body into v.
@@ -169,12 +178,23 @@ func (r *remote) sendBytes(ctx context.Context, method, path string, in []byte, 
 	return nil
 }
 
-// status asks a node how the mesh looks from there.
+// status asks a node how the mesh looks from there. A mesh that has accounts
+// wants the operator's token for that; one that has none does not, so it is
+// asked without where no token can be made, or shown.
 func (r *remote) status(ctx context.Context) (node.Status, error) {
-	open := *r
-	open.secretFile = ""
+	const path = "/flotilla/v1/status"
 	var s node.Status
-	err := open.fetch(ctx, http.MethodGet, "/flotilla/v1/status", &s)
+	err := r.fetch(ctx, http.MethodGet, path, &s)
+	var why unsigned
+	if errors.As(err, &why) {
+		open := *r
+		open.secretFile = ""
+		err = open.fetch(ctx, http.MethodGet, path, &s)
+		var no refused
+		if errors.As(err, &no) && no.status == http.StatusUnauthorized {
+			err = fmt.Errorf("%w: %w", err, why)
+		}
+	}
 	if err == nil && s.Node.ID == "" {
 		err = fmt.Errorf("%s does not answer like a flotilla node", r.server)
 	}

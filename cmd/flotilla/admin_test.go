@@ -101,6 +101,42 @@ func TestCommandsKnowTLS(t *testing.T) {
 	}
 }
 
+// TestStatusShowsTheToken: a mesh that has accounts tells its status only to
+// whoever has its secret, and one that has none tells anybody.
+func TestStatusShowsTheToken(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte(strings.Repeat("QUFB", 11)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name       string
+		accounts   bool
+		secretFile string
+		want       string // of the error; "" for none
+	}{
+		{"open, with the secret", false, secret, ""},
+		{"open, without", false, secret + "2", ""},
+		{"accounts, with the secret", true, secret, ""},
+		{"accounts, without", true, secret + "2", "log in first: secret file "},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if row.accounts && r.Header.Get("Authorization") == "" {
+					w.WriteHeader(http.StatusUnauthorized)
+					_, _ = w.Write([]byte(`{"errors":[{"code":"UNAUTHORIZED","message":"log in first"}]}`))
+					return
+				}
+				_ = json.NewEncoder(w).Encode(node.Status{Node: node.NodeStatus{ID: "1"}})
+			}))
+			defer srv.Close()
+			err := execute(t.Context(), statusCommand(), "--server", srv.URL, "--secret-file", row.secretFile)
+			if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
+				t.Errorf("error %v, want %q", err, row.want)
+			}
+		})
+	}
+}
+
 // TestKeepUntaggedAsks: what lets manifests go needs --yes.
 func TestKeepUntaggedAsks(t *testing.T) {
 	var asked atomic.Bool

@@ -28,7 +28,7 @@ func statusCommand() *cobra.Command {
 			return printStatus(c.OutOrStdout(), s)
 		},
 	}
-	r.serverFlag(c)
+	r.flags(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the whole answer as JSON")
 	return c
 }

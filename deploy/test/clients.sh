@@ -11,78 +11,10 @@ for name in ${CLIENTS_SKIP:-}; do
   [[ $name =~ ^(podman|buildah|regctl|cosign)$ ]] || die "CLIENTS_SKIP: $name cannot be skipped"
 done
 
-# Nothing of the user's own settings, credentials or images is read or written; Go keeps its caches.
-GOPATH=$(go env GOPATH) GOCACHE=$(go env GOCACHE)
-export GOPATH GOCACHE
-export HOME=$work/home XDG_RUNTIME_DIR=$work/run COSIGN_PASSWORD='' CONTAINERS_STORAGE_CONF=$work/storage.conf
-unset XDG_CONFIG_HOME XDG_CACHE_HOME XDG_DATA_HOME DOCKER_CONFIG REGISTRY_AUTH_FILE
-
-install() {
-  case $1 in
-    docker) need dockerd docker.io && need docker docker.io ;;
-    podman | buildah | skopeo) need "$1" ;;
-    *) install_tool "$1" ;;
-  esac
-}
-
-# compare NODE REPOSITORY REFERENCE...: every node must serve the same digests below the references, each with the bytes
-# that it names. Prints the line that says what went where.
-compare() {
-  local via=$1 repo=$2 reference node
-  shift 2
-  for node in "${nodes[@]}"; do
-    for reference; do walk "${public[node]}" "$repo" "$reference"; done | sort -u >"$work/held.$node"
-  done
-  cmp "$work/held.1" "$work/held.2"
-  cmp "$work/held.1" "$work/held.3"
-  say "pushed $(count blob), $(count manifest); pulled via node $via equal" >"$work/summary"
-}
-
-# count KIND: how many of them the walk of node 1 found.
-count() {
-  local n
-  n=$(grep -c "^$1 " "$work/held.1")
-  if ((n == 1)); then say "1 $1"; else say "$n $1s"; fi
-}
-
-# digest NODE REPOSITORY REFERENCE: the digest of the manifest bytes that a node serves.
-digest() {
-  get "http://${public[$1]}/v2/$2/manifests/$3" "$work/manifest"
-  hash "$work/manifest"
-}
-
-equal() { [[ $1 == "$2" ]] || { say "got $1, want $2" && return 1; }; }
-
 # referrer NODE REPOSITORY SUBJECT: the digests that the node's referrers API lists.
 referrer() {
   get "http://${public[$1]}/v2/$2/referrers/$3" "$work/referrers"
   jq -r '.manifests[].digest' "$work/referrers"
-}
-
-# recipe FOLDER: a build of three layers that needs neither a base image nor a network.
-recipe() {
-  local i
-  mkdir "$1"
-  say FROM scratch >"$1/Dockerfile"
-  for i in 1 2 3; do
-    head -c 2M /dev/urandom >"$1/file$i"
-    say "COPY file$i /file$i" >>"$1/Dockerfile"
-  done
-}
-
-# engine finds a Docker engine, or starts one of our own that leaves the machine's network alone.
-engine() {
-  local driver
-  ! docker info >/dev/null 2>&1 || return 0
-  export DOCKER_HOST=unix://$work/docker.sock
-  for driver in overlay2 vfs; do
-    spawn dockerd dockerd --host "$DOCKER_HOST" --data-root "$work/docker-data" --exec-root "$work/docker-exec" \
-      --pidfile "$work/docker.pid" --storage-driver "$driver" --iptables=false --ip6tables=false --bridge=none
-    ! await 30 docker info || return 0
-    end dockerd || true
-  done
-  tail -n 20 "$work/dockerd.log"
-  return 1
 }
 
 client_docker() {
@@ -221,40 +153,24 @@ client_cosign() {
   compare 2 cosign/image v1 "$attached"
 }
 
-# try NAME: installs and runs one client and prints its line; what the client said is shown only when it failed.
-try() {
-  local name=$1 log=$work/$1.out why='' status
-  if ! install "$name" >"$log" 2>&1; then
-    [[ " ${CLIENTS_SKIP:-} " != *" $name "* ]] || { say "skipped $name: does not install here" && return 0; }
-    why="does not install"
-  elif [[ $name == docker ]] && ! engine >>"$log" 2>&1; then
-    why="no engine starts"
-  else
-    set +e # a subshell whose status is tested at once would not stop at its first error
-    (set -e && "client_$name") >>"$log" 2>&1 </dev/null
-    status=$?
-    set -e
-    ((status == 0)) || why="does not do what it should"
-  fi
-  if [[ -z $why ]]; then
-    passed=$((passed + 1))
-    say "ok $name: $(<"$work/summary")"
-  else
-    failed=$((failed + 1))
-    say "FAIL $name: $why"
-    tail -n 30 "$log" | sed 's/^/  /'
-  fi
-}
+# prepare NAME: installs a client and starts what it needs.
+prepare() { install "$1" && { [[ $1 != docker ]] || engine; }; }
 
 ((EUID == 0)) || die "run as root: the clients build images and the engine is started here"
-mkdir -p "$HOME" "$XDG_RUNTIME_DIR"
-printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/images" "$work/run" >"$CONTAINERS_STORAGE_CONF"
+isolate
 need curl
 need jq
 [[ -n ${FLOTILLA:-} ]] || build_all
 mesh_start --replicas 3
-passed=0 failed=0
-for name in "${clients[@]}"; do try "$name"; done
+for name in "${clients[@]}"; do
+  if prepare "$name" >"$work/$name.out" 2>&1; then
+    try "$name" "client_$name"
+  elif [[ " ${CLIENTS_SKIP:-} " == *" $name "* ]]; then
+    say "skipped $name: does not install here"
+  else
+    fail "$name" "does not install, or its engine does not start"
+  fi
+done
 mesh_stop
 say "$passed passed, $failed failed"
 ((failed == 0))

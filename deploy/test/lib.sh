@@ -8,6 +8,9 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/flotilla-check.XXXXXX")
 flotilla=${FLOTILLA:-$root/bin/flotilla} # FLOTILLA names a binary to check instead of this tree
 declare -A pid=()                         # processes of ours that run, by name
 nodes=(1 2 3)
+every=()    # flags of every node
+scheme=http # of the nodes' public ports
+asking=()   # curl's flags for them: whom to trust, who asks
 # shellcheck source=deploy/test/versions.env
 source "$root/deploy/test/versions.env"
 
@@ -89,6 +92,11 @@ build_older() {
   CGO_ENABLED=0 go build -C "$1" -trimpath -overlay "$2.json" -o "$2" ./cmd/flotilla
 }
 
+# build_balanced builds what a check of a balanced mesh runs.
+build_balanced() {
+  if [[ -z ${FLOTILLA:-} ]]; then build_all; else (cd "$root" && go build -o bin/ ./cmd/balancer); fi
+}
+
 # free_port sets $port to the next port that nobody answers at, below the range that the system hands out itself.
 next_port=$((20000 + RANDOM % 10000))
 free_port() {
@@ -114,10 +122,13 @@ mesh_start() {
   done
 }
 
+# ask ARGUMENTS...: curl, as the check asks the nodes.
+ask() { curl "${asking[@]}" "$@"; }
+
 # voters I: node I takes writes and knows of three voters.
 voters() {
-  curl -sf "http://${public[$1]}/readyz?write" >/dev/null || return
-  (($(curl -sf "http://${public[$1]}/flotilla/v1/status" | grep -oE '"role":"(leader|voter)"' | wc -l) == 3))
+  ask -sf "$scheme://${public[$1]}/readyz?write" >/dev/null || return
+  (($(ask -sf "$scheme://${public[$1]}/flotilla/v1/status" | grep -oE '"role":"(leader|voter)"' | wc -l) == 3))
 }
 
 # node_start I: starts node I with the flags it always has.
@@ -125,12 +136,12 @@ node_start() {
   local i=$1 flags=("${founder[@]}")
   ((i == 1)) || flags=(--join "${gossip[1]}" --secret-file "$work/data/1/mesh.secret")
   spawn "node$i" "$flotilla" serve --name "node$i" --data "$work/data/$i" --listen "${public[i]}" \
-    --peer-listen "${peer[i]}" --gossip-listen "${gossip[i]}" --advertise 127.0.0.1 "${flags[@]}"
+    --peer-listen "${peer[i]}" --gossip-listen "${gossip[i]}" --advertise 127.0.0.1 "${every[@]}" "${flags[@]}"
 }
 
 # node_ready I: waits until the node serves.
 node_ready() {
-  await 30 curl -sf "http://${public[$1]}/readyz" || die "node $1 is not ready; $(tail -n 5 "$work/node$1.log")"
+  await 30 ask -sf "$scheme://${public[$1]}/readyz" || die "node $1 is not ready; $(tail -n 5 "$work/node$1.log")"
 }
 
 mesh_stop() {
@@ -139,11 +150,21 @@ mesh_stop() {
   rm -rf "$work/data"
 }
 
+# balance ADDRESS FLAGS...: starts the balancer before the mesh.
+balance() {
+  local listen=$1
+  shift
+  spawn balancer "$root/bin/balancer" -listen "$listen" -backends "$(IFS=, && echo "${public[*]}")" "$@"
+}
+
+# manage COMMAND...: one of flotilla's commands, with the mesh's secret, sent to node 1.
+manage() { FLOTILLA_SERVER=$scheme://${public[1]} FLOTILLA_SECRET_FILE=$work/data/1/mesh.secret "$flotilla" "$@"; }
+
 # get URL FILE: fetches a whole answer. 503 means "ask again", as it does to every client, for at most 15 s.
 get() {
   local code deadline=$((SECONDS + 15))
   while :; do
-    code=$(curl -sS --max-time 60 -o "$2" -w '%{http_code}' -H "Accept: $accept" "$1") || return
+    code=$(ask -sS --max-time 60 -o "$2" -w '%{http_code}' -H "Accept: $accept" "$1") || return
     [[ $code == 503 && $SECONDS -lt $deadline ]] || break
     sleep 0.1
   done
@@ -160,7 +181,7 @@ hash() { printf 'sha256:%s\n' "$(sha256sum <"$1" | cut -d ' ' -f 1)"; }
 walk() {
   local body children blobs digest found
   body=$(mktemp "$work/walk.XXXXXX")
-  get "http://$1/v2/$2/manifests/$3" "$body" || return
+  get "$scheme://$1/v2/$2/manifests/$3" "$body" || return
   found=$(hash "$body") || return
   [[ $3 != sha256:* || $3 == "$found" ]] || { say "$1: manifest $3 has bytes of $found" >&2 && return 1; }
   say "manifest $found"
@@ -168,7 +189,7 @@ walk() {
   blobs=$(jq -r '.config.digest // empty, .layers[]?.digest' "$body" | sort -u) || return
   for digest in $children; do walk "$1" "$2" "$digest" || return; done
   for digest in $blobs; do
-    get "http://$1/v2/$2/blobs/$digest" "$body" || return
+    get "$scheme://$1/v2/$2/blobs/$digest" "$body" || return
     found=$(hash "$body") || return
     [[ $found == "$digest" ]] || { say "$1: blob $digest has bytes of $found" >&2 && return 1; }
     say "blob $digest"
@@ -261,3 +282,103 @@ serves() {
 
 # descriptor TYPE DIGEST SIZE [MORE]
 descriptor() { printf '{"mediaType":"%s","digest":"%s","size":%s%s}' "$1" "$2" "$3" "${4:+,$4}"; }
+
+# isolate has the clients neither read nor write the user's own settings, credentials and images; Go keeps its caches.
+isolate() {
+  GOPATH=$(go env GOPATH) GOCACHE=$(go env GOCACHE)
+  export GOPATH GOCACHE
+  export HOME=$work/home XDG_RUNTIME_DIR=$work/run COSIGN_PASSWORD='' CONTAINERS_STORAGE_CONF=$work/storage.conf
+  unset XDG_CONFIG_HOME XDG_CACHE_HOME XDG_DATA_HOME DOCKER_CONFIG REGISTRY_AUTH_FILE
+  mkdir -p "$HOME" "$XDG_RUNTIME_DIR"
+  printf '[storage]\ndriver = "vfs"\ngraphroot = "%s"\nrunroot = "%s"\n' "$work/images" "$work/run" >"$CONTAINERS_STORAGE_CONF"
+}
+
+# install CLIENT: installs one that is missing.
+install() {
+  case $1 in
+    docker) need dockerd docker.io && need docker docker.io ;;
+    podman | buildah | skopeo) need "$1" ;;
+    *) install_tool "$1" ;;
+  esac
+}
+
+# engine finds a Docker engine, or starts one of our own.
+engine() { docker info >/dev/null 2>&1 || own_engine; }
+
+# own_engine starts a Docker engine that leaves the machine's network alone.
+own_engine() {
+  local driver
+  export DOCKER_HOST=unix://$work/docker.sock
+  for driver in overlay2 vfs; do
+    spawn dockerd dockerd --host "$DOCKER_HOST" --data-root "$work/docker-data" --exec-root "$work/docker-exec" \
+      --pidfile "$work/docker.pid" --storage-driver "$driver" --iptables=false --ip6tables=false --bridge=none
+    ! await 30 docker info || return 0
+    end dockerd || true
+  done
+  tail -n 20 "$work/dockerd.log"
+  return 1
+}
+
+# recipe FOLDER: a build of three layers that needs neither a base image nor a network.
+recipe() {
+  local i
+  mkdir "$1"
+  say FROM scratch >"$1/Dockerfile"
+  for i in 1 2 3; do
+    head -c 2M /dev/urandom >"$1/file$i"
+    say "COPY file$i /file$i" >>"$1/Dockerfile"
+  done
+}
+
+# compare NODE REPOSITORY REFERENCE...: every node must serve the same digests below the references, each with the bytes
+# that it names. Prints the line that says what went where.
+compare() {
+  local via=$1 repo=$2 reference node
+  shift 2
+  for node in "${nodes[@]}"; do
+    for reference; do walk "${public[node]}" "$repo" "$reference"; done | sort -u >"$work/held.$node"
+  done
+  cmp "$work/held.1" "$work/held.2"
+  cmp "$work/held.1" "$work/held.3"
+  say "pushed $(count blob), $(count manifest); pulled via node $via equal" >"$work/summary"
+}
+
+# count KIND: how many of them the walk of node 1 found.
+count() {
+  local n
+  n=$(grep -c "^$1 " "$work/held.1")
+  if ((n == 1)); then say "1 $1"; else say "$n $1s"; fi
+}
+
+# digest NODE REPOSITORY REFERENCE: the digest of the manifest bytes that a node serves.
+digest() {
+  get "$scheme://${public[$1]}/v2/$2/manifests/$3" "$work/manifest"
+  hash "$work/manifest"
+}
+
+equal() { [[ $1 == "$2" ]] || { say "got $1, want $2" && return 1; }; }
+
+# try NAME COMMAND...: runs a check and prints its line, which ends in what the check wrote to $work/summary; what it said
+# is shown only when it failed.
+passed=0 failed=0
+try() {
+  local name=$1 status
+  shift
+  set +e # a subshell whose status is tested at once would not stop at its first error
+  (set -e && "$@") >>"$work/$name.out" 2>&1 </dev/null
+  status=$?
+  set -e
+  if ((status == 0)); then
+    passed=$((passed + 1))
+    say "ok $name: $(<"$work/summary")"
+  else
+    fail "$name" "does not do what it should"
+  fi
+}
+
+# fail NAME WHY: prints the line of a check that failed, and the end of what it said.
+fail() {
+  failed=$((failed + 1))
+  say "FAIL $1: $2"
+  tail -n 30 "$work/$1.out" | sed 's/^/  /'
+}
