@@ -111,8 +111,8 @@ func upgrade(ctx context.Context, w *world, o options) error {
 
 // newest asks for what only the newest feature level can do.
 func (w *world) newest(ctx context.Context, n *rig.Node) error {
-	if _, err := w.operate(ctx, n, http.MethodPut, "/flotilla/v1/gc/untagged?after=8760h", http.StatusAccepted); err != nil {
-		return fmt.Errorf("set a policy: %w", err)
+	if _, err := w.operate(ctx, n, http.MethodDelete, "/flotilla/v1/tokens", http.StatusOK); err != nil {
+		return fmt.Errorf("replace the keys of tokens: %w", err)
 	}
 	return nil
 }
