@@ -88,6 +88,7 @@ func newMesh(t testing.TB) *testMesh {
 		bounds: bounds{trailing: 20480, threshold: 8192, bytes: 256 << 20, segment: 1 << 20, expire: 1000},
 		cut:    make(map[[2]string]bool), conns: make(map[net.Conn]line),
 	}
+	t.TempDir() // its removal is the last clean-up, after the nodes have stopped
 	t.Cleanup(func() {
 		for _, n := range m.nodes {
 			n.stop()

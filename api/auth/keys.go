@@ -134,21 +134,28 @@ func (a *Authority) signingKey(ctx context.Context) (key, error) {
 }
 
 func (a *Authority) newestKey() (key, bool, error) {
+	ring, err := a.keyring()
+	k, ok := ring.newest()
+	return k, ok, err
+}
+
+// keyring returns the keys that this node knows; with an error, none.
+func (a *Authority) keyring() (keyring, error) {
 	s, err := a.current()
 	if err != nil {
-		return key{}, false, err
+		return keyring{}, err
 	}
 	if s.keys.broken {
-		return key{}, false, oci.ErrUnavailable.Because("this node cannot read the keys of tokens")
+		return keyring{}, oci.ErrUnavailable.Because("this node cannot read the keys of tokens")
 	}
-	k, ok := s.keys.newest()
-	return k, ok, nil
+	return s.keys, nil
 }
 
 // rotate proposes a new key and returns the newest after that. Whoever calls it
 // holds the token of rotating.
 func (a *Authority) rotate(ctx context.Context) (key, error) {
-	old, ok, err := a.newestKey()
+	ring, err := a.keyring()
+	old, ok := ring.newest()
 	now := a.now()
 	if err != nil || ok && (now.Sub(old.Made) <= keyAge || now.Before(a.rotateAfter)) {
 		return old, err // somebody else did it, or it failed a moment ago
@@ -156,7 +163,7 @@ func (a *Authority) rotate(ctx context.Context) (key, error) {
 	// A client that leaves must not keep the mesh from a new key.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keyTimeout)
 	defer cancel()
-	err = a.proposeKey(ctx, now)
+	err = a.proposeKey(ctx, ring, now)
 	k, found, readErr := a.newestKey()
 	switch {
 	case readErr != nil:
@@ -171,14 +178,10 @@ func (a *Authority) rotate(ctx context.Context) (key, error) {
 	return key{}, oci.ErrUnavailable.Wrap(fmt.Errorf("agree on a key for tokens: %w", err))
 }
 
-// proposeKey adds a key to the list, unless somebody else changes it meanwhile:
-// then theirs does, which this node knows after Sync.
-func (a *Authority) proposeKey(ctx context.Context, now time.Time) error {
-	s, err := a.current()
-	if err != nil {
-		return err
-	}
-	err = a.writeKeys(ctx, "flotilla", s.keys.next(now), s.keys.revision)
+// proposeKey adds a key to the list, unless somebody else has changed it since
+// it was ring: then theirs does, which this node knows after Sync.
+func (a *Authority) proposeKey(ctx context.Context, ring keyring, now time.Time) error {
+	err := a.writeKeys(ctx, "flotilla", ring.next(now), ring.revision)
 	if errors.Is(err, oci.ErrConflict) {
 		return a.settings.Sync(ctx)
 	}
