@@ -46,6 +46,10 @@ type Archive interface {
 type Checker interface {
 	// BeginScrub has this node read its blobs again now.
 	BeginScrub()
+	// StateHash returns the hash of all names as this node has them, in
+	// hexadecimal, and the index of the last entry in it: nodes that are as far
+	// must have the same hash.
+	StateHash(ctx context.Context) (index uint64, hash string, err error)
 }
 
 // Admin is what an operator may do to the mesh, on any node.
@@ -127,6 +131,19 @@ func (s *server) restore(w http.ResponseWriter, r *http.Request) error {
 func (s *server) scrub(w http.ResponseWriter, _ *http.Request) error {
 	s.Admin.BeginScrub()
 	return accepted(w, nil)
+}
+
+// stateHash answers GET /flotilla/v1/statehash with
+// {"index": N, "sha256": "..."}.
+func (s *server) stateHash(w http.ResponseWriter, r *http.Request) error {
+	index, hash, err := s.Admin.StateHash(r.Context())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, struct {
+		Index  uint64 `json:"index"`
+		SHA256 string `json:"sha256"`
+	}{index, hash})
 }
 
 // accepted answers a change that the mesh has agreed on and goes on to act on.

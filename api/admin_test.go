@@ -66,6 +66,10 @@ func (o operated) Restore(_ context.Context, r io.Reader) (any, error) {
 
 func (o operated) BeginScrub() { _ = o.note("scrub") }
 
+func (o operated) StateHash(context.Context) (uint64, string, error) {
+	return 7, "hash", o.note("hash")
+}
+
 // TestAdmin asks for each thing that an operator may do, with and without the
 // token for it.
 func TestAdmin(t *testing.T) {
@@ -98,6 +102,7 @@ func TestAdmin(t *testing.T) {
 		{"PUT", "gc/untagged?after=-1h", "", http.StatusBadRequest, ""},
 		{"PUT", "gc/untagged", "", http.StatusBadRequest, ""},
 		{"POST", "scrub", "", http.StatusAccepted, "scrub"},
+		{"GET", "statehash", "", http.StatusOK, "hash"},
 		{"POST", "backup", "", http.StatusOK, "backup false"},
 		{"POST", "backup?blobs", "", http.StatusOK, "backup true"},
 		{"POST", "restore", "archive", http.StatusOK, "restore archive"},

@@ -83,7 +83,7 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 	cfg.Catalog = newCatalog(t, filepath.Join(dir, "names"), cluster, n.now)
 	n.catalog = cfg.Catalog
 	if n.auth, err = auth.New(auth.Config{
-		Settings: settings{n.catalog}, Mesh: func() string { return n.catalog.Cluster().ID }, Cost: 4, Now: n.now, Log: cfg.Log,
+		Settings: api.Settings(n.catalog), Mesh: func() string { return n.catalog.Cluster().ID }, Cost: 4, Now: n.now, Log: cfg.Log,
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -104,28 +104,6 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 		}
 	})
 	return n
-}
-
-// settings is what package node joins auth and metadata by.
-type settings struct{ *metadata.Catalog }
-
-func (s settings) Version() uint64 { return s.SettingsVersion() }
-
-func (s settings) List(prefix string) ([]auth.Setting, error) {
-	all, err := s.Settings(prefix)
-	out := make([]auth.Setting, len(all))
-	for i, one := range all {
-		out[i] = auth.Setting(one)
-	}
-	return out, err
-}
-
-func (s settings) Change(ctx context.Context, actor string, changes ...auth.Change) (bool, error) {
-	in := make([]metadata.Change, len(changes))
-	for i, one := range changes {
-		in[i] = metadata.Change(one)
-	}
-	return s.Catalog.Change(ctx, actor, in...)
 }
 
 // noSettings is a mesh that has agreed on nothing.

@@ -65,6 +65,7 @@ func (s *server) routes() http.Handler {
 		{"admin", "/flotilla/v1/gc", methods{"GET": s.operator(s.garbage), "POST": s.operator(s.collect)}},
 		{"admin", "/flotilla/v1/gc/untagged", methods{"PUT": s.operator(s.keepUntagged)}},
 		{"admin", "/flotilla/v1/scrub", methods{"POST": s.operator(s.scrub)}},
+		{"admin", "/flotilla/v1/statehash", methods{"GET": s.operator(s.stateHash)}},
 		{"admin", "/flotilla/v1/backup", methods{"POST": s.operator(s.backup)}},
 		{"admin", "/flotilla/v1/restore", methods{"POST": s.operator(s.restore)}},
 		{"admin", "/flotilla/v1/accounts", methods{"GET": s.operator(s.listAccounts), "POST": s.operator(s.addAccount)}},

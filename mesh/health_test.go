@@ -136,7 +136,12 @@ func TestLeavingNode(t *testing.T) {
 			t.Errorf("health %+v, want synced %v and %d blobs only here", h, synced, want)
 		}
 	}
+	other.age(t, digest.FromBytes(shared), time.Hour)
 	check(true, 1)
+	// What the other had decided to drop before, it keeps: it vouched for it.
+	if removed, err := other.store.Remove(digest.FromBytes(shared), time.Now().Add(-time.Minute)); removed || err != nil {
+		t.Errorf("the copy that the leaving node relies on was dropped: %v, %v", removed, err)
+	}
 	names.mu.Lock()
 	names.behind = true
 	names.mu.Unlock()

@@ -150,8 +150,8 @@ func (p *pass) survey(ctx context.Context) error {
 		for i := range batch {
 			p.place(&batch[i])
 		}
-		p.ask(ctx, batch, p.asksOwners, liveOwners)
-		p.ask(ctx, batch, p.asksAll, p.othersOf)
+		p.ask(ctx, batch, p.asksOwners, liveOwners, p.leaving())
+		p.ask(ctx, batch, p.asksAll, p.othersOf, "")
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -270,6 +270,16 @@ func (p *pass) drop(v *blob, cutoff time.Time) bool {
 	return removed
 }
 
+// leaving returns the membership by which a node that leaves has the owners
+// vouch for their copies; "" for one that stays. Its own copies go with it, so
+// what the others say they hold must not be on its way out.
+func (p *pass) leaving() string {
+	if p.tally.Leaves {
+		return p.membership
+	}
+	return ""
+}
+
 // asksOwners reports whether it matters what the owners of v hold.
 func (p *pass) asksOwners(v *blob) bool {
 	switch {
@@ -306,7 +316,7 @@ const maxSilent = 3
 // ask finds out who holds the blobs of batch that matter, with one question to
 // each member that is asked at all. Who does not answer has said nothing about
 // any.
-func (p *pass) ask(ctx context.Context, batch []blob, matters func(*blob) bool, whom func(*blob) []ring.Node) {
+func (p *pass) ask(ctx context.Context, batch []blob, matters func(*blob) bool, whom func(*blob) []ring.Node, membership string) {
 	about := map[string][]*blob{}
 	for i := range batch {
 		if v := &batch[i]; matters(v) {
@@ -317,7 +327,7 @@ func (p *pass) ask(ctx context.Context, batch []blob, matters func(*blob) bool, 
 			}
 		}
 	}
-	p.poll(ctx, about, "")
+	p.poll(ctx, about, membership)
 }
 
 // poll asks each member about some blobs, and notes in these what it says.

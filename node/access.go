@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -10,38 +9,13 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/flotilla-registry/flotilla/api"
 	"github.com/flotilla-registry/flotilla/api/auth"
-	"github.com/flotilla-registry/flotilla/metadata"
 )
-
-// settings gives package auth what the mesh agrees on.
-type settings struct{ *metadata.Catalog }
-
-// Version implements auth.Settings.
-func (s settings) Version() uint64 { return s.SettingsVersion() }
-
-// List implements auth.Settings.
-func (s settings) List(prefix string) ([]auth.Setting, error) {
-	all, err := s.Settings(prefix)
-	out := make([]auth.Setting, len(all))
-	for i, one := range all {
-		out[i] = auth.Setting(one)
-	}
-	return out, err
-}
-
-// Change implements auth.Settings.
-func (s settings) Change(ctx context.Context, actor string, changes ...auth.Change) (everywhere bool, err error) {
-	in := make([]metadata.Change, len(changes))
-	for i, one := range changes {
-		in[i] = metadata.Change(one)
-	}
-	return s.Catalog.Change(ctx, actor, in...)
-}
 
 func (n *Node) openAuth() (*auth.Authority, error) {
 	a, err := auth.New(auth.Config{
-		Settings:     settings{n.catalog},
+		Settings:     api.Settings(n.catalog),
 		Mesh:         func() string { return n.catalog.Cluster().ID },
 		Htpasswd:     n.cfg.Htpasswd,
 		Certificates: n.cfg.TLSClientCA != "",

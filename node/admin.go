@@ -144,6 +144,11 @@ func (n *Node) BeginScrub() {
 	}
 }
 
+// StateHash implements api.Checker.
+func (n *Node) StateHash(ctx context.Context) (index uint64, hash string, err error) {
+	return n.catalog.StateHash(ctx)
+}
+
 // memberHandler serves what members ask each other beside names and bytes.
 func (n *Node) memberHandler() http.Handler {
 	mux := http.NewServeMux()

@@ -20,7 +20,7 @@ func TestPeerEndpointsOnThePublicPort(t *testing.T) {
 	n := c.nodes[0]
 	client := &http.Client{
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{
-			InsecureSkipVerify: true, Certificates: []tls.Certificate{*n.trust.cert},
+			InsecureSkipVerify: true, Certificates: []tls.Certificate{shownBy(n.trust)},
 		}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -58,7 +58,7 @@ func TestPeerEndpointsOnThePublicPort(t *testing.T) {
 		}
 	}
 	for _, proto := range []string{protoRaft, "flotilla/1"} {
-		conn, err := tls.Dial("tcp", n.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{proto}, Certificates: []tls.Certificate{*n.trust.cert}})
+		conn, err := tls.Dial("tcp", n.Addr(), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{proto}, Certificates: []tls.Certificate{shownBy(n.trust)}})
 		if err == nil {
 			_ = conn.Close()
 			t.Errorf("the public port speaks %q", conn.ConnectionState().NegotiatedProtocol)
@@ -85,7 +85,7 @@ func TestPeerCertificateOfAnotherNode(t *testing.T) {
 		}
 		return der
 	}
-	shown, err := x509.ParseCertificate(member.trust.cert.Certificate[0])
+	shown, err := x509.ParseCertificate(shownBy(member.trust).Certificate[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,4 +128,11 @@ func TestPeerCertificateOfAnotherNode(t *testing.T) {
 		_ = conn.Close()
 		t.Error("a node of another mesh is greeted")
 	}
+}
+
+// shownBy is what a node shows in every handshake.
+func shownBy(t *trust) tls.Certificate {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return *t.cert
 }

@@ -38,7 +38,7 @@ type Config struct {
 	Zone         string        // site or datacenter; default "default"
 	Weight       int64         // GiB, share of the blobs it owns; 0 owns none; OfDisk: GiB of the data disk
 	Replicas     int           // copies of each blob; default 3; the founder's counts
-	SecretFile   string        // default <Data>/mesh.secret
+	SecretFile   string        // one secret or two, see readSecrets; default <Data>/mesh.secret
 	CacheSize    string        // ceiling for copies that the node need not hold: bytes with a unit, or a percentage of the disk; default 80%
 	RepairRate   string        // bytes a second for copies that this node makes by itself; default 64MiB
 	ScrubRate    string        // bytes a second at which stored blobs are read again; default 8MiB

@@ -2,11 +2,11 @@
 // of its parts, its ports, and the order in which all of it starts and stops.
 //
 // Start, in node.go, is the table of contents: it opens the data folder
-// (identity.go), derives from the secret who is to be trusted (trust.go),
-// takes the ports (public.go, peers.go, address.go), opens the disk, the
-// gossip and the catalogue, serves (parts.go), and then finds the mesh that the
-// node belongs to (join.go; the other side of the conversation is door.go). down
-// is the same in reverse.
+// (identity.go), derives from the secret (secret.go) who is to be trusted
+// (trust.go, conns.go), takes the ports (public.go, peers.go, address.go),
+// opens the disk, the gossip and the catalogue, serves (parts.go), and then
+// finds the mesh that the node belongs to (join.go; the other side of the
+// conversation is door.go). down is the same in reverse.
 //
 // Work that a node does by itself is a row in passes.go, most of it in heal.go.
 // What operators ask for is in admin.go and archive.go, how they show that they

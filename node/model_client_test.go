@@ -41,81 +41,6 @@ type modelImage struct {
 	begun  time.Time // when its manifest was first sent
 }
 
-// modelName is a link or manifest that a client was told is there.
-type modelName struct {
-	repo     string
-	digest   digest.Digest
-	manifest bool
-	given    time.Time // when the answer came
-	pending  int       // requests under way that give it anew
-}
-
-func (n modelName) key() string { return fmt.Sprint(n.repo, " ", n.digest, " ", n.manifest) }
-
-// naming notes that a request is under way that names d in repo. The returned
-// function is told whether it was answered with success.
-func (m *model) naming(repo string, d digest.Digest, manifest bool) (over func(given bool)) {
-	n := modelName{repo: repo, digest: d, manifest: manifest}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	known := m.named[n.key()]
-	if known == nil {
-		known = &n
-		m.named[n.key()] = known
-		known.given = time.Now().Add(time.Hour) // not yet
-	}
-	known.pending++
-	return func(given bool) {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		known.pending--
-		known.given = time.Now()
-		if !given { // and may be given all the same, any time
-			known.given = known.given.Add(time.Hour)
-		}
-	}
-}
-
-func (m *model) namesOf(d digest.Digest) (all []modelName) {
-	for _, n := range m.named {
-		if n.digest == d {
-			all = append(all, *n)
-		}
-	}
-	return all
-}
-
-// placing notes that the bytes of d are being pushed. A push that takes longer
-// than the grace from its bytes to their name has no promise that they stay:
-// the model lets the client push again then, and until that went well expects
-// nothing of d. over returns false for such a push.
-func (m *model) placing(d digest.Digest) (over func(given bool) (fast bool)) {
-	began := time.Now()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.pushes[d] = append(m.pushes[d], began)
-	return func(given bool) bool {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.pushes[d] = slices.DeleteFunc(m.pushes[d], began.Equal)
-		slow := time.Since(began) > m.grace*9/10
-		if slow && given {
-			m.slowPushes++
-			m.slow[d] = true
-		}
-		if given && !slow {
-			delete(m.slow, d)
-		}
-		return !slow
-	}
-}
-
-// exempt reports whether nothing can be expected of d now, see placing; or it
-// is one that the model destroyed. The caller holds m.mu.
-func (m *model) exempt(d digest.Digest) bool {
-	return m.slow[d] || m.gone[d] || slices.ContainsFunc(m.pushes[d], func(began time.Time) bool { return time.Since(began) > m.grace*9/10 })
-}
-
 func (c *modelClient) run(done <-chan struct{}) {
 	for {
 		select {
@@ -162,15 +87,17 @@ func (c *modelClient) push() {
 	img.body = c.manifest(img.blobs)
 	img.digest = digest.FromBytes(img.body)
 	t := c.tag(repo)
+	if c.rnd.IntN(4) == 0 { // relies on blobs that it pushed long ago, if ever
+		c.putManifest(t, img)
+		return
+	}
 	for range 4 {
 		for _, d := range img.blobs {
 			if !c.offer(repo, d) {
 				return
 			}
 		}
-		for range c.rnd.IntN(4) { // longer than a link may be unused, now and then
-			c.m.dawdle(1)
-		}
+		c.m.dawdle(1)
 		switch c.putManifest(t, img) {
 		case http.StatusCreated:
 			return
@@ -415,41 +342,4 @@ func (c *modelClient) unlink(repo string, d digest.Digest) {
 	if status == http.StatusAccepted || status == http.StatusNotFound {
 		over() // else it may still be done, any time
 	}
-}
-
-// modelUnlinks is the requests that take a blob out of a repository.
-type modelUnlinks struct {
-	pending int
-	last    time.Time // when one was answered
-}
-
-func (m *model) unlinking(repo string, d digest.Digest) (over func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	key := repo + " " + d.String()
-	if m.unlinked[key] == nil {
-		m.unlinked[key] = &modelUnlinks{}
-	}
-	u := m.unlinked[key]
-	u.pending++
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		u.pending--
-		u.last = time.Now()
-	}
-}
-
-// unlinkedSince reports whether d was taken out of repo at that time or later.
-func (m *model) unlinkedSince(repo string, d digest.Digest, since time.Time) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	u := m.unlinked[repo+" "+d.String()]
-	return u != nil && (u.pending > 0 || u.last.After(since))
-}
-
-func (m *model) excused(d digest.Digest) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.exempt(d)
 }

@@ -22,26 +22,39 @@ type modelFate struct {
 // replicate begins an episode, with so many copies of each blob. All members
 // hear of it before anything else happens.
 func (f *modelFate) replicate(n int) {
-	f.m.change(func(r *modelRoster) { r.replicas = n })
+	f.m.change(func(r *modelRoster) bool {
+		r.replicas = n
+		return true
+	})
 	f.m.tellAll()
 }
 
-// weigh changes the weight of a member, if enough others own blobs.
-func (f *modelFate) weigh(p *modelPeer, weight uint32) (changed bool) {
-	f.m.change(func(r *modelRoster) {
+// weigh changes the weight of a member, if enough others own blobs. A member
+// that leaves stays, then.
+func (m *model) weigh(p *modelPeer, weight uint32) (changed bool) {
+	return m.assign(p, weight, false)
+}
+
+// drain has a member hand over all that it holds, if enough others own blobs.
+func (m *model) drain(p *modelPeer) (changed bool) { return m.assign(p, 0, true) }
+
+func (m *model) assign(p *modelPeer, weight uint32, leaves bool) bool {
+	changed := m.change(func(r *modelRoster) bool {
 		owners := 0
 		for _, n := range r.nodes {
 			if n.Weight > 0 && n.ID != p.id {
 				owners++
 			}
 		}
-		i := slices.IndexFunc(r.nodes, func(n ring.Node) bool { return n.ID == p.id })
-		if changed = i >= 0 && (weight > 0 || owners >= max(2, r.replicas)); changed {
-			r.nodes[i].Weight = weight
+		i := r.index(p)
+		if i < 0 || weight == 0 && owners < max(2, r.replicas) {
+			return false
 		}
+		r.nodes[i].Weight, r.nodes[i].Leaves = weight, leaves
+		return true
 	})
 	if changed {
-		f.m.note("", "%s has weight %d", p.short(), weight)
+		m.note("", "%s has weight %d, leaves: %v", p.short(), weight, leaves)
 	}
 	return changed
 }
@@ -78,7 +91,7 @@ func (f *modelFate) run(done <-chan struct{}) {
 		switch f.rnd.IntN(10) {
 		case 0, 1:
 			if p != f.away && p != f.leaving {
-				f.weigh(p, uint32(f.rnd.IntN(4)))
+				f.m.weigh(p, uint32(f.rnd.IntN(4)))
 			}
 		case 2, 3, 4:
 			f.late(p)
@@ -96,7 +109,7 @@ func (f *modelFate) run(done <-chan struct{}) {
 }
 
 // late makes p's log late, for longer than what is pushed meanwhile may stay
-// without a name; or ends that. A leader hears nothing that it could miss.
+// without a name; or ends that.
 func (f *modelFate) late(p *modelPeer) {
 	if f.lagging != nil {
 		if p != nil && time.Since(f.since) < 2*f.m.grace {
@@ -107,7 +120,7 @@ func (f *modelFate) late(p *modelPeer) {
 		f.lagging = nil
 		return
 	}
-	if p.catalog.Status().State == "leader" || f.m.late() != nil || !p.lag.begin() {
+	if !f.m.delay(p) {
 		return
 	}
 	f.lagging, f.since = p, time.Now()
@@ -118,7 +131,7 @@ func (f *modelFate) late(p *modelPeer) {
 func (f *modelFate) part(p *modelPeer) {
 	if f.away != nil {
 		f.away.away.Store(false)
-		f.weigh(f.away, 1)
+		f.m.weigh(f.away, 1)
 		f.m.note("", "%s is back", f.away.short())
 		f.away = nil
 		return
@@ -130,7 +143,7 @@ func (f *modelFate) part(p *modelPeer) {
 	f.away = p
 	f.m.note("", "%s is away", p.short())
 	if f.rnd.IntN(2) == 0 {
-		f.weigh(p, 0)
+		f.m.weigh(p, 0)
 	}
 }
 
@@ -139,38 +152,52 @@ func (f *modelFate) part(p *modelPeer) {
 // disk with it. Then it comes as a new one.
 func (f *modelFate) leave(p *modelPeer) {
 	if f.leaving == nil {
-		if p != f.away && f.weigh(p, 0) {
+		if p != f.away && f.m.drain(p) {
 			f.leaving = p
 		}
 		return
 	}
-	p = f.leaving
+	if p = f.leaving; p == f.lagging {
+		return // only this actor could end that
+	}
 	if f.rnd.IntN(4) == 0 { // it stays, after all
-		f.weigh(p, 1)
+		f.m.weigh(p, 1)
 		f.leaving = nil
 		return
 	}
+	if f.m.leave(p) {
+		f.leaving = nil
+	}
+}
+
+// leave has p leave the mesh, if all that it holds is elsewhere, and come back
+// as a new member with an empty disk.
+func (m *model) leave(p *modelPeer) bool {
 	p.clients.Lock()
 	defer p.clients.Unlock()
-	latest, _ := f.m.latest()
+	latest, _ := m.latest()
 	p.hear(latest)
+	began := time.Now()
 	p.reconcile(context.Background())
+	// As Node.handedOver.
 	h := p.blobs.Health()
-	if now, ok := p.Ring().Node(p.id); h.Owns || h.OnlyHere > 0 || !ok || now.Weight > 0 || h.Membership != p.Ring().Fingerprint() {
-		return
+	if h.At.Before(began) || !h.Synced || !h.Leaves || h.Owns || h.OnlyHere > 0 || h.Membership != p.Ring().Fingerprint() {
+		return false
 	}
-	f.m.note("", "%s leaves", p.short())
-	f.m.change(func(r *modelRoster) {
+	m.note("", "%s leaves", p.short())
+	m.change(func(r *modelRoster) bool {
 		r.nodes = slices.DeleteFunc(r.nodes, func(n ring.Node) bool { return n.ID == p.id })
+		return true
 	})
 	for _, d := range p.held() {
 		p.destroy(d)
-		f.m.left(p, d)
+		m.left(p, d)
 	}
-	f.m.change(func(r *modelRoster) {
+	m.change(func(r *modelRoster) bool {
 		r.nodes = append(r.nodes, ring.Node{ID: p.id, Zone: p.zone, Weight: 1})
+		return true
 	})
-	f.leaving = nil
+	return true
 }
 
 // damage takes a copy of a blob away, which others must make up for; or now and

@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api"
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/mesh"
 	"github.com/flotilla-registry/flotilla/mesh/ring"
 	"github.com/flotilla-registry/flotilla/metadata"
@@ -135,9 +136,14 @@ func (p *modelPeer) serve(ready chan http.Handler) {
 	mux.Handle("/", p.blobs.PeerHandler())
 	ready <- mux
 	slow := slowBlobs{p.blobs, p}
-	var err error
+	open, err := auth.New(auth.Config{
+		Settings: api.Settings(p.catalog), Mesh: func() string { return p.catalog.Cluster().ID }, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		p.m.t.Fatal(err)
+	}
 	p.public, err = api.New(api.Config{
-		Node: p.id, Blobs: slow, Uploads: slow, Catalog: p.catalog, Health: p, Room: p.store.Full,
+		Node: p.id, Blobs: slow, Uploads: slow, Catalog: p.catalog, Health: p, Room: p.store.Full, Auth: open,
 		Status:  func(context.Context) any { return nil },
 		Admin:   api.Admin{Check: func(string) error { return errors.New("nobody") }, Members: nobody{}, Collector: nobody{}, Archive: nobody{}, Checker: nobody{}},
 		Metrics: http.NotFoundHandler(), Observe: func(api.Served) {}, Log: slog.New(slog.DiscardHandler),
@@ -185,15 +191,11 @@ type lateness struct {
 	over chan struct{} // nil: they do not; else closed once they do not any more
 }
 
-// begin makes the news late, unless they are already; end ends it.
-func (l *lateness) begin() bool {
+// begin makes the news late; end ends it.
+func (l *lateness) begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.over != nil {
-		return false
-	}
 	l.over = make(chan struct{})
-	return true
 }
 
 func (l *lateness) end() {

@@ -50,16 +50,19 @@ func (w watchedDisk) Finish(ctx context.Context, u oci.Upload, off int64, r io.R
 
 func (w watchedDisk) Remove(d digest.Digest, cutoff time.Time) (bool, error) {
 	m := w.p.m
-	if m.chance(4) {
-		m.upset(w.p)
-		m.wait(200)
+	m.mu.Lock()
+	surplus := w.p.now.named[d]
+	m.mu.Unlock()
+	if surplus && (m.chance(2) || m.churning.Load() && m.number(2) == 0) {
+		m.upset(w.p, d)
 	}
+	m.dawdle(4)
 	m.mu.Lock()
 	mark, pass := w.p.marks[d], w.p.now
 	m.mu.Unlock()
 	removed, err := w.Store.Remove(d, cutoff)
 	if removed {
-		m.removed(w.p, d, mark, pass)
+		m.removed(w.p, d, cutoff, mark, pass)
 	}
 	return removed, err
 }
@@ -76,10 +79,11 @@ func (w watchedNames) Sync(ctx context.Context) (time.Time, error) {
 	w.p.now.began = time.Now() // the cutoff was taken before
 	w.p.m.mu.Unlock()
 	at, err := w.names.Sync(ctx)
-	if err == nil && w.p.m.chance(6) && w.p.m.late() == nil && w.p.lag.begin() {
+	if err == nil && w.p.m.chance(4) && w.p.m.delay(w.p) {
 		w.p.dimmed = true // what is named from now on this pass does not see
+		w.p.m.wait(1000)
 	}
-	w.p.m.dawdle(2)
+	w.p.m.dawdle(4)
 	return at, err
 }
 
@@ -157,43 +161,32 @@ func (m *model) forget(p *modelPeer, d digest.Digest) {
 // removed holds against the rules that a pass of p removed its copy of d, whose
 // mark was read just before.
 //
+//   - No copy goes that was marked used since the cutoff by which it goes.
 //   - As garbage no copy goes of a blob that the log's head names, if the name
 //     was given before the pass began, or if the copy was marked used less than
 //     the grace before that.
 //   - For surplus copies as many stay as a push makes durable.
 //   - The last copy of a named blob never goes.
-func (m *model) removed(p *modelPeer, d digest.Digest, mark modelMark, pass modelPass) {
+func (m *model) removed(p *modelPeer, d digest.Digest, cutoff time.Time, mark modelMark, pass modelPass) {
 	m.mu.Lock()
 	if p.marks[d] == mark {
 		delete(p.marks, d)
 	}
 	names := m.namesOf(d)
 	m.mu.Unlock()
-	left := m.holders(d)
 	how := "as garbage"
 	if pass.named[d] {
 		how = "as surplus"
 	}
-	m.note(d, "removed at %s %s, left at %v", p.short(), how, left)
-	head := m.head()
-	named, err := head.catalog.Referenced([]digest.Digest{d})
-	if err != nil {
-		m.t.Error(err)
+	m.note(d, "removed at %s %s, left at %v", p.short(), how, m.holders(d))
+	if mark.before.After(cutoff) {
+		m.violated(d, "removed at %s %s: the copy was used %v after the cutoff", p.short(), how, mark.before.Sub(cutoff))
+	}
+	head, named := m.headNames(d)
+	if !named {
 		return
 	}
-	if !named[0] {
-		return
-	}
-	enough := min(2, m.replicas())
-	m.mu.Lock()
-	exempt := m.exempt(d)
-	if m.fragile(d) {
-		enough = 1
-	}
-	m.mu.Unlock()
-	if len(left) < enough && !exempt {
-		m.violated(d, "removed at %s %s: %d copies of it are left", p.short(), how, len(left))
-	}
+	m.suffice(d, m.enough(d), fmt.Sprintf("removed at %s %s", p.short(), how))
 	if pass.named[d] {
 		return
 	}
@@ -210,22 +203,37 @@ func (m *model) removed(p *modelPeer, d digest.Digest, mark modelMark, pass mode
 // left holds against the rules that p left the mesh and took its copy of d
 // along.
 func (m *model) left(p *modelPeer, d digest.Digest) {
-	left, head := m.holders(d), m.head()
-	m.note(d, "went with %s, left at %v", p.short(), left)
-	named, err := head.catalog.Referenced([]digest.Digest{d})
-	if err != nil {
-		m.t.Error(err)
+	m.note(d, "went with %s, left at %v", p.short(), m.holders(d))
+	if _, named := m.headNames(d); named {
+		m.suffice(d, m.enough(d), p.short()+" found it elsewhere and left the mesh")
+	}
+}
+
+// suffice holds against the rules that too few copies are left of d, which the
+// log's head names: what happened tells why. They are counted only now, as it
+// may be named since; and it must be named still.
+func (m *model) suffice(d digest.Digest, enough int, what string) {
+	left := m.holders(d)
+	if len(left) >= enough {
 		return
 	}
+	if _, named := m.headNames(d); named {
+		m.violated(d, "%s: %d copies of it are left", what, len(left))
+	}
+}
+
+// enough returns how many copies of a named blob there must be: as many as a
+// push makes durable. The model may have damaged one, or broken its promises.
+func (m *model) enough(d digest.Digest) int {
 	m.mu.Lock()
-	exempt, enough := m.exempt(d), min(2, m.rosters[len(m.rosters)-1].replicas)
-	if m.fragile(d) {
-		enough = 1
+	defer m.mu.Unlock()
+	switch {
+	case m.exempt(d):
+		return 0
+	case m.damaged[d]:
+		return 1
 	}
-	m.mu.Unlock()
-	if named[0] && len(left) < enough && !exempt {
-		m.violated(d, "%s found it elsewhere and left the mesh: %d copies are left", p.short(), len(left))
-	}
+	return min(2, m.rosters[len(m.rosters)-1].replicas)
 }
 
 // lost holds against the rules that a pass of p, begun then, had d recorded as
@@ -254,7 +262,7 @@ func (m *model) holders(d digest.Digest) (ids []string) {
 }
 
 // head returns a member whose replica holds all that was committed before the
-// call.
+// call; nil where that could not be had.
 func (m *model) head() *modelPeer {
 	for range 20 {
 		for _, p := range m.peers {
@@ -269,8 +277,21 @@ func (m *model) head() *modelPeer {
 			}
 		}
 	}
-	m.t.Fatal("no member can prove that it is current")
+	m.t.Error("no member can prove that it is current")
 	return nil
+}
+
+// headNames reports whether the log's head names d.
+func (m *model) headNames(d digest.Digest) (head *modelPeer, named bool) {
+	if head = m.head(); head == nil {
+		return nil, false
+	}
+	all, err := head.catalog.Referenced([]digest.Digest{d})
+	if err != nil {
+		m.t.Error(err)
+		return nil, false
+	}
+	return head, all[0]
 }
 
 // stands reports whether a name is still the one that was given: it is there,

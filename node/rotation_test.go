@@ -111,6 +111,30 @@ func TestSecretChanges(t *testing.T) {
 	c.opensNothing(before)
 }
 
+// TestSecretChangesAtOnce: nodes that all start with another secret are the mesh
+// that they were; it is the way to shut a thief out without waiting.
+func TestSecretChangesAtOnce(t *testing.T) {
+	c := newCluster(t, 3)
+	before := base64.StdEncoding.EncodeToString(secretOf(t, c))
+	img := newImage(20 << 10)
+	c.push(0, "app", "v1", img)
+	for _, n := range c.nodes {
+		n.Stop()
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, "n0", "mesh.secret"), []byte(secretLine(2, 32)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for i := range c.cfgs {
+		if i > 0 {
+			c.cfgs[i].Join = []string{c.nodes[0].GossipAddr()}
+		}
+		c.nodes[i] = c.start(c.cfgs[i])
+	}
+	c.awaitTogether()
+	c.pullMany(map[string]image{"app": img}, c.others()...)
+	c.opensNothing(before)
+}
+
 // awaitTogether waits until every node sees every other in gossip, three voters
 // and a leader.
 func (c *cluster) awaitTogether() {

@@ -158,8 +158,8 @@ func (a *Authority) addAccount(ctx context.Context, actor, name, password string
 	if err := CheckAccountName(name); err != nil {
 		return Account{}, false, err
 	}
-	if !rec.Expires.IsZero() && !a.now().Before(rec.Expires) {
-		return Account{}, false, oci.ErrUnsupported.Because("an account that has expired already")
+	if e := rec.Expires; !e.IsZero() && (!a.now().Before(e) || e.UTC().Year() > 9999) {
+		return Account{}, false, oci.ErrUnsupported.Because("an account expires later than now and before the year 10000")
 	}
 	var err error
 	if rec.Hash, err = a.passwords.hash(password); err != nil {

@@ -65,6 +65,7 @@ type Config struct {
 	// node's copy of the settings is of none, and then there are no tokens.
 	Mesh func() string
 	// Htpasswd is the path of a file of accounts on this node alone; "" is none.
+	// Tokens of its accounts are good at nodes whose files have the same line.
 	Htpasswd string
 	// Certificates says that the public port verifies client certificates: the
 	// common name of one is the name of the account that shows it.
@@ -99,8 +100,9 @@ type Authority struct {
 	rotating    chan struct{} // holds a token while somebody proposes a new key
 	rotateAfter time.Time     // no earlier try, after one that failed; of whoever rotates
 
-	accountRates *rates[string]
-	addressRates *rates[string]
+	accountRates *rates // requests, by account
+	addressRates *rates // requests of nobody in particular, by address
+	guessRates   *rates // wrong passwords, by address
 
 	proof *proof
 }
@@ -125,7 +127,7 @@ func New(cfg Config) (*Authority, error) {
 		looks:    rate.NewLimiter(10, 20),
 		rotating: make(chan struct{}, 1),
 
-		accountRates: newRates[string](), addressRates: newRates[string](),
+		accountRates: newRates(), addressRates: newRates(), guessRates: newRates(),
 		proof: newProof(),
 	}
 	if cfg.Htpasswd != "" {
@@ -205,6 +207,8 @@ func (a *Authority) read(version uint64, all []Setting) *state {
 		case set.Key == policyKey:
 			s.revision = set.Revision
 			s.document, s.policy, err = readPolicy(set.Value)
+		default:
+			err = errors.New("an unknown setting")
 		}
 		if err != nil {
 			a.log.Error("a setting that this version cannot read; what it might allow is denied", "key", set.Key, "error", err)

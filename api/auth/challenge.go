@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -68,17 +67,11 @@ func (a *Authority) complaint(r *http.Request) string {
 // brackets, and perhaps a port (RFC 3986, section 3.2.2), in characters that
 // mean nothing in a URL or a header.
 func validHost(text string) bool {
-	host, port := text, ""
+	host := text
 	if i := strings.LastIndexByte(text, ':'); i >= 0 && !strings.HasSuffix(text, "]") {
-		var err error
-		if host, port, err = net.SplitHostPort(text); err != nil {
+		host = text[:i]
+		if port, err := strconv.ParseUint(text[i+1:], 10, 16); err != nil || port == 0 {
 			return false
-		}
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return false
-		}
-		if strings.Contains(host, ":") { // SplitHostPort takes the brackets off
-			host = "[" + host + "]"
 		}
 	}
 	if v6, ok := strings.CutPrefix(host, "["); ok {

@@ -273,7 +273,8 @@ func (d Document) lines() []string {
 }
 
 // Document returns the policy in force here and its revision, 0 where there has
-// been none. ErrUnavailable where this node cannot read it.
+// been none. ErrUnavailable where this node cannot read it; the revision is told
+// nevertheless, so that another document can be put in its place.
 func (a *Authority) Document() (Document, uint64, error) {
 	s, err := a.current()
 	if err != nil {

@@ -26,6 +26,8 @@ type agreed struct {
 	index  uint64
 	values map[string]auth.Setting
 	broken error // what Change and Sync answer while there is no quorum
+
+	meet func() // called by each Change before it is decided; nil: nothing
 }
 
 func newAgreed() *agreed { return &agreed{values: map[string]auth.Setting{}} }
@@ -101,6 +103,9 @@ func (r *replica) Sync(ctx context.Context) error {
 }
 
 func (m *agreed) Change(ctx context.Context, actor string, changes ...auth.Change) (bool, error) {
+	if m.meet != nil {
+		m.meet()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.broken != nil {

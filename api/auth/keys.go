@@ -153,7 +153,8 @@ func (a *Authority) rotate(ctx context.Context) (key, error) {
 	if err != nil || ok && (now.Sub(old.Made) <= keyAge || now.Before(a.rotateAfter)) {
 		return old, err // somebody else did it, or it failed a moment ago
 	}
-	ctx, cancel := context.WithTimeout(ctx, keyTimeout)
+	// A client that leaves must not keep the mesh from a new key.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keyTimeout)
 	defer cancel()
 	err = a.proposeKey(ctx, now)
 	k, found, readErr := a.newestKey()

@@ -23,9 +23,12 @@ const (
 // starts with a full burst.
 const maxRates = 10_000
 
-// guessPrice is how many requests a password counts for that has to be checked:
-// a check costs a CPU some 50 ms.
-const guessPrice = 10
+// Wrong passwords from one address, per second and at once: a check costs a CPU
+// some 50 ms, and one client must not have all of it.
+const (
+	guesses      = 10
+	guessesBurst = 50
+)
 
 // Limits returns the limits in force here, defaults filled in.
 func (a *Authority) Limits() Limits {
@@ -61,17 +64,13 @@ func (a *Authority) Admit(r *http.Request, p Principal) (wait time.Duration, err
 		if a.open(s) && s.document.Limits.AddressRequests == 0 {
 			return 0, nil
 		}
-		return a.addressRates.take(clientAddress(r), l.AddressRequests, 1, a.now())
+		return a.addressRates.take(clientAddress(r), l.AddressRequests, burst(l.AddressRequests), a.now())
 	}
-	return a.accountRates.take(p.name, l.AccountRequests, 1, a.now())
+	return a.accountRates.take(p.name, l.AccountRequests, burst(l.AccountRequests), a.now())
 }
 
-// admitGuess counts a password that has to be checked against the address that
-// it comes from.
-func (a *Authority) admitGuess(r *http.Request) error {
-	_, err := a.addressRates.take(clientAddress(r), a.Limits().AddressRequests, guessPrice, a.now())
-	return err
-}
+// burst is what comes in two seconds.
+func burst(perSecond float64) int { return int(math.Ceil(2 * perSecond)) }
 
 // clientAddress returns what stands for the other end of the connection: its
 // address, or the /64 that one IPv6 client commonly has all of. Headers are not
@@ -90,20 +89,17 @@ func clientAddress(r *http.Request) string {
 	return addr.String()
 }
 
-// rates counts requests of many clients, in a bounded space.
-type rates[K comparable] struct {
-	buckets *lru[K, *rate.Limiter]
+// rates counts what many clients do, in a bounded space: a bucket of tokens for
+// each.
+type rates struct {
+	buckets *lru[string, *rate.Limiter]
 }
 
-func newRates[K comparable]() *rates[K] {
-	return &rates[K]{newLRU[K, *rate.Limiter](maxRates)}
-}
+func newRates() *rates { return &rates{newLRU[string, *rate.Limiter](maxRates)} }
 
-// take takes n tokens of the client's bucket, which fills at perSecond and holds
-// what comes in two seconds. Where there are not enough it takes none, and
-// returns how long that will be.
-func (s *rates[K]) take(client K, perSecond float64, n int, now time.Time) (time.Duration, error) {
-	limit, burst := rate.Limit(perSecond), max(int(math.Ceil(2*perSecond)), guessPrice)
+// bucket returns the client's, which fills at perSecond and holds burst.
+func (s *rates) bucket(client string, perSecond float64, burst int, now time.Time) *rate.Limiter {
+	limit := rate.Limit(perSecond)
 	b, ok := s.buckets.get(client)
 	if !ok {
 		b = s.buckets.add(client, rate.NewLimiter(limit, burst))
@@ -112,7 +108,13 @@ func (s *rates[K]) take(client K, perSecond float64, n int, now time.Time) (time
 		b.SetLimitAt(now, limit)
 		b.SetBurstAt(now, burst)
 	}
-	res := b.ReserveN(now, n)
+	return b
+}
+
+// take takes one token of the client's bucket. Where there is none it returns
+// how long it will be until there is.
+func (s *rates) take(client string, perSecond float64, burst int, now time.Time) (time.Duration, error) {
+	res := s.bucket(client, perSecond, burst, now).ReserveN(now, 1)
 	if wait := res.DelayFrom(now); wait > 0 {
 		res.CancelAt(now)
 		return wait, oci.ErrTooManyRequests

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -159,10 +160,7 @@ func (a *Authority) login(r *http.Request, name, password string) (Principal, er
 	acc, _ := a.account(s, name)
 	key := a.passwords.key(acc, name, password)
 	if _, ok := a.passwords.remembered.get(key); !ok || acc == nil {
-		if err := a.admitGuess(r); err != nil {
-			return Principal{}, err
-		}
-		if err := a.passwords.check(r.Context(), acc, password, a.highestCost(s)); err != nil {
+		if err := a.guess(r, s, acc, password); err != nil {
 			return Principal{}, err
 		}
 		a.passwords.remembered.add(key, struct{}{})
@@ -171,6 +169,20 @@ func (a *Authority) login(r *http.Request, name, password string) (Principal, er
 		return Principal{}, err
 	}
 	return Principal{name: name, generation: acc.generation}, nil
+}
+
+// guess checks a password, unless too many wrong ones came from this address.
+// Those that are being checked do not count yet; there is a bound to them too.
+func (a *Authority) guess(r *http.Request, s *state, acc *account, password string) error {
+	bucket := a.guessRates.bucket(clientAddress(r), guesses, guessesBurst, a.now())
+	if bucket.TokensAt(a.now()) < 1 {
+		return oci.ErrTooManyRequests.Because("too many wrong passwords from this address")
+	}
+	err := a.passwords.check(r.Context(), acc, password, a.highestCost(s))
+	if errors.Is(err, oci.ErrUnauthorized) {
+		bucket.AllowN(a.now(), 1)
+	}
+	return err
 }
 
 // highestCost returns the cost of the dearest hash that any account may have.

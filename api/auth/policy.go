@@ -20,7 +20,7 @@ type policy struct {
 
 type rule struct {
 	everyone     bool // every account
-	who          []string
+	who          map[string]bool
 	repositories []pattern
 	allow        Action
 	whole        bool // for all repositories, and so for the mesh
@@ -64,9 +64,12 @@ func compile(d Document) *policy {
 	for _, r := range d.Rules {
 		c := rule{
 			everyone:     slices.Contains(r.Who, everyone),
-			who:          r.Who,
+			who:          map[string]bool{},
 			repositories: patterns(r.Repositories),
 			whole:        slices.Contains(r.Repositories, "**"),
+		}
+		for _, name := range r.Who {
+			c.who[name] = true
 		}
 		for _, name := range r.Allow {
 			c.allow |= 1 << slices.Index(actionNames[:], name)
@@ -89,7 +92,14 @@ func patterns(texts []string) []pattern {
 	return out
 }
 
-func (r *rule) fits(name string) bool { return r.everyone || slices.Contains(r.who, name) }
+func (r *rule) fits(name string) bool { return r.everyone || r.who[name] }
+
+// about returns the policy without the rules that do not fit the account.
+func (p *policy) about(name string) *policy {
+	mine := *p
+	mine.rules = slices.DeleteFunc(slices.Clone(p.rules), func(r rule) bool { return !r.fits(name) })
+	return &mine
+}
 
 // allowed returns what an account, or nobody in particular (""), may do to a
 // repository, and to the mesh.

@@ -63,8 +63,7 @@ func (p Principal) Name() string {
 // Anonymous reports that p is nobody in particular.
 func (p Principal) Anonymous() bool { return p.name == "" }
 
-// The longest Authorization headers looked at. Names and passwords are bounded
-// (64 and 72 bytes), tokens by maxToken.
+// maxBasic bounds name and password in base64: they have 64 and 72 bytes at most.
 const maxBasic = 512
 
 // Identify says who asks: from the header Authorization (RFC 7617, RFC 6750)
@@ -83,6 +82,9 @@ func (a *Authority) Identify(r *http.Request) (Principal, error) {
 	values := r.Header.Values("Authorization")
 	if len(values) > 1 {
 		return Principal{}, oci.ErrUnauthorized.Because("more than one Authorization header")
+	}
+	if len(values) == 1 && strings.ContainsAny(values[0], "\r\n") { // which base64 decoders skip
+		return Principal{}, oci.ErrUnauthorized.Because("the Authorization header has several lines")
 	}
 	if len(values) == 0 || values[0] == "" {
 		return a.identifyCertificate(s, r)
@@ -178,7 +180,10 @@ func (a *Authority) standing(s *state, p Principal) (admin bool, err error) {
 	case !ok, !p.cert && acc.generation != p.generation:
 		return false, oci.ErrUnauthorized.Because("the account has changed since: log in again")
 	}
-	return acc.admin, acc.usable(a.now())
+	if err := acc.usable(a.now()); err != nil {
+		return false, err
+	}
+	return acc.admin, nil
 }
 
 // usable returns ErrUnauthorized for an account that is over or not understood.
@@ -256,7 +261,6 @@ func (a *Authority) Catalog(p Principal) (sees func(repo string) bool, err error
 	if p.Anonymous() && len(s.policy.anonymous) == 0 {
 		return nil, oci.ErrUnauthorized.Because("the catalogue needs an account")
 	}
-	return func(repo string) bool {
-		return s.policy.allowed(p.name, admin, repo).has(List)
-	}, nil
+	mine := s.policy.about(p.name)
+	return func(repo string) bool { return mine.allowed(p.name, admin, repo).has(List) }, nil
 }

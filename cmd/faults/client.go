@@ -61,6 +61,10 @@ func (c *client) do(ctx context.Context, method, address, mediaType string, body
 		req.Header.Set("Content-Type", mediaType)
 	}
 	req.Header.Set("Accept", v1.MediaTypeImageManifest)
+	return c.send(req)
+}
+
+func (c *client) send(req *http.Request) (answer, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
 		var op *net.OpError
@@ -240,28 +244,19 @@ func (c *client) status(ctx context.Context, n *rig.Node) (s status, err error) 
 	return s, json.Unmarshal(a.body, &s)
 }
 
-// collect has the whole mesh begin a round of garbage collection. The token is
-// an operator's whose clock says now, as the nodes' do.
-func (c *client) collect(ctx context.Context, n *rig.Node, secretFile string, now time.Time) error {
+// operate asks a node for what only an operator may. The token says now, as the
+// node's clock does.
+func (c *client) operate(ctx context.Context, n *rig.Node, method, path, secretFile string, now time.Time) (answer, error) {
 	token, err := node.OperatorToken(secretFile, now)
 	if err != nil {
-		return err
+		return answer{}, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.URL()+"/flotilla/v1/gc", nil)
+	req, err := http.NewRequestWithContext(ctx, method, n.URL()+path, nil)
 	if err != nil {
-		return err
+		return answer{}, err
 	}
 	req.Header.Set("Authorization", "Bearer "+token)
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode/100 != 2 {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 200))
-		return fmt.Errorf("collect: %d %s", resp.StatusCode, text)
-	}
-	return nil
+	return c.send(req)
 }
 
 // writable reports whether a node takes writes now.

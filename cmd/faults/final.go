@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/flotilla-registry/flotilla/cmd/faults/check"
 	"github.com/flotilla-registry/flotilla/cmd/faults/rig"
 )
 
@@ -27,13 +28,23 @@ func (w *world) judge(ctx context.Context) error {
 	w.scrubbed(ctx)
 	w.copies(ctx)
 	w.equal(ctx)
+	w.sameState(ctx, w.mesh)
 	w.readTags(ctx)
 	w.pullAll(ctx)
 	w.audit()
 	for _, err := range w.history.Check(time.Minute) {
-		w.fail("linearizable", "%v", err)
+		invariant := "linearizable"
+		if errors.Is(err, check.ErrUndecided) {
+			invariant = "decided"
+		}
+		w.fail(invariant, "%v", err)
+	}
+	puts, twice := w.history.Twice()
+	for _, err := range twice {
+		w.fail("applied twice", "%v", err)
 	}
 	w.report.add(func(r *report) {
+		r.puts += puts
 		r.images += w.images.acknowledged()
 		r.reads += w.history.Len()
 	})
@@ -50,8 +61,8 @@ func (w *world) copies(ctx context.Context) {
 	if err := await(ctx, time.Minute, "", func() bool { return len(w.scarce()) == 0 }); err == nil {
 		return
 	}
-	for _, d := range w.scarce() {
-		w.fail("copies", "%d copies of %s, which was acknowledged with two", w.copiesOf(d), d)
+	for _, p := range w.scarce() {
+		w.fail("copies", "%d copies of %s, which was acknowledged with two", w.copiesOf(p.digest), p.digest)
 	}
 }
 
@@ -59,7 +70,7 @@ func (w *world) copies(ctx context.Context) {
 func (w *world) readTags(ctx context.Context) {
 	for _, n := range w.mesh {
 		c := &worker{w: w, id: w.newClient()}
-		for k := range 6 {
+		for k := range tags {
 			repo, tag := w.key(k)
 			c.read(ctx, n, repo, tag)
 		}
@@ -179,6 +190,7 @@ func (w *world) audit() {
 				return nil
 			}
 			name := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+			w.report.add(func(r *report) { r.files++ })
 			if err == nil && digest.FromBytes(b) != name && !w.damaged(n, name) {
 				w.fail("wrong bytes", "%s stores other bytes as %s", n.Name, name)
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os/exec"
 	"strings"
 	"time"
@@ -33,13 +34,13 @@ func (w *world) copiesOf(d digest.Digest) (n int) {
 }
 
 // scarce returns blobs of which there must be two copies and are fewer.
-func (w *world) scarce() (scarce []digest.Digest) {
+func (w *world) scarce() (scarce []part) {
 	kept, _ := w.images.all()
 	seen := map[digest.Digest]bool{}
 	for _, i := range kept {
 		for _, p := range i.parts {
 			if !seen[p.digest] && w.copiesOf(p.digest) < 2 {
-				scarce = append(scarce, p.digest)
+				scarce = append(scarce, p)
 			}
 			seen[p.digest] = true
 		}
@@ -81,34 +82,45 @@ func (w *world) scrubbed(ctx context.Context) {
 	w.say("of %d damaged copies %d were found before, and scrubbing found %d within %.1f s", len(w.rot), len(w.rot)-damaged, damaged-w.rotten(), time.Since(begun).Seconds())
 }
 
-// heal: a disk is lost for good and its node removed. Every blob has two copies
-// again within a minute, and one more for each GiB.
+// healLimit is how long a GiB may have too few copies.
+const healLimit = time.Minute
+
+// heal: of three nodes one is gone: the other two serve everything. Then its
+// disk is lost for good, and it is removed: every blob has two copies again
+// within a minute for each GiB that they had to copy.
 func heal(ctx context.Context, w *world, _ options) error {
-	const images, size = 64, 1 << 20
-	for k := range images {
-		repo, tag := w.key(k % 6)
-		if err := w.push(ctx, w.mesh[k%len(w.mesh)], w.image(k, repo, 2000, size), tag); err != nil {
+	const small, large, size = 24, 16, 64 << 20
+	var images []*image
+	for k := range small {
+		repo, tag := w.key(k % tags)
+		images = append(images, w.image(k, repo, 2000, 20_000))
+		if err := w.push(ctx, w.mesh[k%len(w.mesh)], images[k], tag); err != nil {
 			return err
 		}
 	}
-	_, _, others, err := w.roles(ctx)
+	for k := range large {
+		repo, _ := w.key(k % tags)
+		if err := w.push(ctx, w.mesh[k%len(w.mesh)], w.image(small+k, repo, 2000, size), fmt.Sprint("large", k)); err != nil {
+			return err
+		}
+	}
+	if err := await(ctx, time.Minute, "every blob has two copies", func() bool { return len(w.scarce()) == 0 }); err != nil {
+		return err
+	}
+	_, followers, _, err := w.roles(ctx)
 	if err != nil {
 		return err
 	}
-	gone := others[0]
+	gone := followers[0]
+	gone.Kill()
+	w.servedWithout(ctx, gone, images)
 	if err := gone.Wipe(ctx); err != nil {
 		return err
 	}
 	w.mesh = w.except(gone)
-	if err := w.admin(ctx, w.mesh[0], "remove", "--yes", gone.Name); err != nil {
+	if err := w.healed(ctx, gone); err != nil {
 		return err
 	}
-	begun := time.Now()
-	limit := time.Minute + time.Duration(images*size>>20)*time.Minute/1024
-	if err := await(ctx, limit, "every blob has two copies again", func() bool { return len(w.scarce()) == 0 }); err != nil && ctx.Err() == nil {
-		w.fail("healing", "%v", err)
-	}
-	w.say("  two copies of everything again after %.1f s", time.Since(begun).Seconds())
 	// The same machine comes back with an empty disk.
 	if err := gone.Start(); err != nil {
 		return err
@@ -118,15 +130,37 @@ func heal(ctx context.Context, w *world, _ options) error {
 	return err
 }
 
+// healed removes a node whose disk is lost, and measures until every blob that
+// has too few copies has enough.
+func (w *world) healed(ctx context.Context, gone *rig.Node) error {
+	var missing int64
+	for _, p := range w.scarce() {
+		missing += p.size
+	}
+	if err := w.admin(ctx, w.mesh[0], "remove", "--yes", gone.Name); err != nil {
+		return err
+	}
+	begun := time.Now()
+	limit := time.Duration(float64(missing) / (1 << 30) * float64(healLimit))
+	err := await(ctx, limit, "every blob has two copies again", func() bool { return len(w.scarce()) == 0 })
+	if err != nil && ctx.Err() == nil {
+		w.fail("healing", "%v", err)
+	}
+	took := time.Since(begun)
+	w.say("  two copies of everything again after %.1f s; one of %.2f GiB was missing", took.Seconds(), float64(missing)/(1<<30))
+	w.report.add(func(r *report) { r.heals = append(r.heals, healing{missing, took}) })
+	return ctx.Err()
+}
+
 // settled is how long after its start a node drops nothing.
 const settled = 10 * time.Minute
 
 // collect: days later, what was deleted has left all disks, and of what a tag
 // reaches nothing has. Clients work and tags move while the collection runs.
 func collect(ctx context.Context, w *world, _ options) error {
-	const images, days = 24, 3
+	const images, days = 24, 2
 	for k := range images {
-		repo, _ := w.key(k % 6)
+		repo, _ := w.key(k % tags)
 		if err := w.push(ctx, w.mesh[k%len(w.mesh)], w.image(k, repo, 2000, 3000), fmt.Sprint("v", k)); err != nil {
 			return err
 		}
@@ -152,18 +186,27 @@ func collect(ctx context.Context, w *world, _ options) error {
 	defer rest()
 	w.work(working)
 	for day := range days {
-		ahead := time.Duration(day+1) * 25 * time.Hour
+		w.ahead = time.Duration(day+1) * 25 * time.Hour
 		for _, n := range w.mesh {
-			if err := n.SetClock(ahead); err != nil {
+			if err := n.SetClock(w.ahead); err != nil {
 				return err
 			}
 		}
 		for range 2 { // the names go, then the bytes
-			if err := w.client.collect(ctx, w.mesh[day%len(w.mesh)], w.rig.Secret(), time.Now().Add(ahead)); err != nil {
-				return err
+			if _, err := w.operate(ctx, w.mesh[day%len(w.mesh)], http.MethodPost, "/flotilla/v1/gc", http.StatusAccepted); err != nil {
+				return fmt.Errorf("collect: %w", err)
 			}
 			if err := wait(ctx, 6*time.Second); err != nil { // a node pauses for 5 s between two rounds
 				return err
+			}
+		}
+	}
+	kept, _ := w.images.all()
+	w.report.add(func(r *report) { r.collected += len(kept) })
+	for _, i := range kept {
+		for _, p := range i.parts {
+			if w.images.stays(i) && w.copiesOf(p.digest) == 0 {
+				w.fail("collected", "%s@%s is there; no disk holds its blob %s any more", i.repo, i.digest, p.digest)
 			}
 		}
 	}

@@ -24,12 +24,16 @@ type options struct {
 	seed      uint64
 	length    time.Duration
 	binary    string
+	old       string // a binary of an older feature level
 	dir       string
 	flags     []string
 	nemeses   []string
 	scenarios []string
 	lacks     map[string]string // of the machine
 }
+
+// older is what an upgrade begins with, beside what rig.Lacks tells about.
+const older = "a binary of an older feature level"
 
 // lacking reports whether the machine lacks what is needed, and what.
 func (o options) lacking(needs []string) (why string, lacks bool) {
@@ -75,8 +79,9 @@ func main() {
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("faults", flag.ContinueOnError)
 	f.Uint64Var(&o.seed, "seed", rand.Uint64N(1_000_000), "repeats the operations and faults of the run that had it")
-	f.DurationVar(&o.length, "length", 4*time.Minute, "of the random schedule")
+	f.DurationVar(&o.length, "length", 5*time.Minute, "of the random schedule")
 	f.StringVar(&o.binary, "flotilla", "bin/flotilla", "the binary to check")
+	f.StringVar(&o.old, "old", "", "a binary of an older feature level, to upgrade from")
 	f.StringVar(&o.dir, "dir", "", "folder for disks and logs, which exists")
 	names := f.String("scenarios", "", "only these, separated by commas")
 	faults := f.String("nemeses", "", "only these faults in the schedule, separated by commas")
@@ -92,8 +97,13 @@ func parse(args []string) (o options, err error) {
 	if *faults != "" {
 		o.nemeses = strings.Split(*faults, ",")
 	}
-	if o.binary, err = filepath.Abs(o.binary); err != nil {
-		return o, err
+	for _, path := range []*string{&o.binary, &o.old} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err != nil {
+			return o, err
+		}
 	}
 	o.dir, err = filepath.Abs(o.dir)
 	return o, err
@@ -103,6 +113,9 @@ func parse(args []string) (o options, err error) {
 func run(ctx context.Context, o options) error {
 	r := newReport(os.Stdout)
 	o.lacks = rig.Lacks()
+	if o.old == "" {
+		o.lacks[older] = "no binary to upgrade from was named"
+	}
 	if why, lacks := o.lacking([]string{rig.Lines}); lacks {
 		r.lack("everything", why)
 		r.close()
@@ -126,6 +139,7 @@ func run(ctx context.Context, o options) error {
 			r.fail("played to the end", fmt.Sprintf("%s: %v", s.name, err))
 		}
 	}
+	r.judgeGaps()
 	r.close()
 	if n := r.failed(); n > 0 {
 		return fmt.Errorf("%d checks failed", n)

@@ -14,21 +14,28 @@ import (
 // nemesis is one kind of fault. It is made, held for a while, and healed by
 // make itself or by world.recover.
 type nemesis struct {
-	name  string
-	needs []string // of rig.Lacks
-	make  func(ctx context.Context, w *world, e event) error
+	name   string
+	needs  []string // of rig.Lacks
+	beside company
+	make   func(ctx context.Context, w *world, e event) error
 }
 
 // event is one fault of a schedule. The seed alone makes it; which node is the
 // leader then is for the mesh to say.
 type event struct {
+	kind    int // of those that were dealt
 	nemesis string
+	beside  string // the second fault, while the first is on; "" for none
 	hold    time.Duration
 	draw    uint64
 }
 
 func (e event) String() string {
-	return fmt.Sprintf("%s %.1fs %d", e.nemesis, e.hold.Seconds(), e.draw%1000)
+	name := e.nemesis
+	if e.beside != "" {
+		name += " and " + e.beside
+	}
+	return fmt.Sprintf("%s %.1fs %d", name, e.hold.Seconds(), e.draw%1000)
 }
 
 // one picks a node by the event's draw.
@@ -39,39 +46,42 @@ func nemeses() []nemesis {
 	disks := []string{rig.Disks}
 	clocks := []string{rig.Clocks} // to have it scrubbed at the end
 	return []nemesis{
-		{"kill-leader", nil, killLeader},
-		{"kill-follower", nil, killFollower},
-		{"kill-owner", nil, killOwner},
-		{"pause-leader", nil, pauseLeader},
-		{"pause-any", nil, pauseAny},
-		{"cut-halves", nil, cutHalves},
-		{"cut-leader", nil, cutLeader},
-		{"cut-leader-and-replicas", nil, cutLeaderAndReplicas},
-		{"cut-and-pause-leader", nil, cutAndPauseLeader},
-		{"cut-one-way", nil, cutOneWay},
-		{"power-one", disks, powerOne},
-		{"power-all", disks, powerAll},
-		{"disk-reserve", disks, diskReserve},
-		{"disk-full", disks, diskFull},
-		{"sync-fails", []string{rig.Tracing}, syncFails},
-		{"sync-hangs", []string{rig.Tracing}, syncHangs},
-		{"slow-line", []string{rig.Shaping}, slowLine},
-		{"rot", clocks, rotByte},
-		{"liar", clocks, rotHalf},
-		{"rolling-restart", nil, rollingRestart},
-		{"clock", clocks, clockStep},
-		{"join-and-leave", nil, joinAndLeave},
+		{"kill-leader", nil, aReplica, killLeader},
+		{"kill-follower", nil, alone, killFollower},
+		{"kill-owner", nil, alone, killOwner},
+		{"pause-leader", nil, anyOther, pauseLeader},
+		{"pause-any", nil, anyOther, pauseAny},
+		{"cut-halves", nil, anyOther, cutHalves},
+		{"cut-leader", nil, anyOther, cutLeader},
+		{"cut-leader-and-replicas", nil, anyOther, cutLeaderAndReplicas},
+		{"cut-and-pause-leader", nil, anyOther, cutAndPauseLeader},
+		{"cut-one-way", nil, anyOther, cutOneWay},
+		{"power-one", disks, anyOther, powerOne},
+		{"power-all", disks, alone, powerAll},
+		{"disk-reserve", disks, anyOther, diskReserve},
+		{"disk-full", disks, anyOther, diskFull},
+		{"sync-fails", []string{rig.Tracing}, aReplica, syncFails},
+		{"sync-hangs", []string{rig.Tracing}, aReplica, syncHangs},
+		{"slow-line", []string{rig.Shaping}, anyOther, slowLine},
+		{"rot", clocks, alone, rotByte},
+		{"liar", clocks, alone, rotHalf},
+		{"rolling-restart", nil, alone, rollingRestart},
+		{"clock", clocks, anyOther, clockStep},
+		{"join-and-leave", nil, alone, joinAndLeave},
 	}
 }
 
 // schedule deals faults for so long: every kind once in random order, and then
-// again.
-func schedule(seed uint64, kinds []string, length time.Duration) (events []event) {
+// again. To every other one that bears company it adds a second.
+func schedule(seed uint64, kinds []nemesis, besides []string, length time.Duration) (events []event) {
 	r := rand.New(rand.NewPCG(seed, 1<<32))
 	const between = 6 * time.Second // calm, and coming back
 	for left := length; left > 0 && len(kinds) > 0; {
 		for _, i := range r.Perm(len(kinds)) {
-			e := event{nemesis: kinds[i], hold: time.Duration(3000+r.IntN(5000)) * time.Millisecond, draw: r.Uint64()}
+			e := event{kind: i, nemesis: kinds[i].name, hold: time.Duration(3000+r.IntN(5000)) * time.Millisecond, draw: r.Uint64()}
+			if two := r.IntN(2) == 0; two && kinds[i].beside != alone && len(besides) > 0 {
+				e.beside = besides[r.IntN(len(besides))]
+			}
 			if left > 0 {
 				events = append(events, e)
 			}
@@ -100,10 +110,10 @@ func (w *world) writesGoOn(ctx context.Context, gone *rig.Node, since time.Time)
 		return
 	}
 	took := map[*rig.Node]time.Duration{}
-	for _, n := range w.except(gone) {
+	for _, n := range w.except(gone, w.hurt) {
 		took[n] = 0
 	}
-	each(w.except(gone), []*image{i}, func(n *rig.Node, i *image) {
+	each(w.except(gone, w.hurt), []*image{i}, func(n *rig.Node, i *image) {
 		for {
 			ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 			err := w.client.putManifest(ctx, n, i.repo, "probe-"+n.Name, i.manifest)
@@ -153,18 +163,26 @@ func killOwner(ctx context.Context, w *world, e event) error {
 // pushed before: with one node gone, each pull must be served.
 func (w *world) goneFor(ctx context.Context, gone *rig.Node, hold time.Duration) error {
 	kept, _ := w.images.all()
-	kept = kept[max(0, len(kept)-50):]
 	gone.Kill()
 	begun := time.Now()
-	each(w.except(gone), kept, func(n *rig.Node, i *image) {
+	w.servedWithout(ctx, gone, kept[max(0, len(kept)-50):])
+	return wait(ctx, hold-time.Since(begun))
+}
+
+// servedWithout pulls images from every node but one, which is gone.
+func (w *world) servedWithout(ctx context.Context, gone *rig.Node, images []*image) {
+	each(w.except(gone), images, func(n *rig.Node, i *image) {
 		limited, cancel := context.WithTimeout(ctx, 20*time.Second)
 		defer cancel()
 		err := w.pull(limited, n, i)
-		if err != nil && ctx.Err() == nil && w.images.stays(i) {
-			w.fail("served", "%s, with %s gone: %s@%s: %v", n.Name, gone.Name, i.repo, i.digest, err)
+		if ctx.Err() != nil || !w.images.stays(i) {
+			return
+		}
+		w.report.add(func(r *report) { r.without++ })
+		if err != nil {
+			w.fail("one gone", "%s, with %s gone: %s@%s: %v", n.Name, gone.Name, i.repo, i.digest, err)
 		}
 	})
-	return wait(ctx, hold-time.Since(begun))
 }
 
 func pauseLeader(ctx context.Context, w *world, e event) error {
@@ -178,7 +196,7 @@ func pauseLeader(ctx context.Context, w *world, e event) error {
 }
 
 func pauseAny(ctx context.Context, w *world, e event) error {
-	n := e.one(w.mesh)
+	n := e.one(w.well())
 	n.Pause()
 	defer n.Resume()
 	return wait(ctx, min(2*e.hold, 20*time.Second))
@@ -250,8 +268,8 @@ func cutAndPauseLeader(ctx context.Context, w *world, e event) error {
 }
 
 func cutOneWay(ctx context.Context, w *world, e event) error {
-	from := e.one(w.mesh)
-	rest := w.except(from)
+	from := e.one(w.well())
+	rest := w.except(from, w.hurt)
 	to := rest[e.draw/8%uint64(len(rest))]
 	if err := w.rig.CutOneWay(ctx, from, to); err != nil {
 		return err
@@ -260,7 +278,7 @@ func cutOneWay(ctx context.Context, w *world, e event) error {
 }
 
 func powerOne(ctx context.Context, w *world, e event) error {
-	if err := rig.CutPower(ctx, e.one(w.mesh)); err != nil {
+	if err := rig.CutPower(ctx, e.one(w.well())); err != nil {
 		return err
 	}
 	return wait(ctx, e.hold)
@@ -274,7 +292,7 @@ func diskFull(ctx context.Context, w *world, e event) error    { return w.full(c
 // full leaves so little of a node's disk, and what comes of it must end by
 // itself once there is room again.
 func (w *world) full(ctx context.Context, e event, leave int64) error {
-	n := e.one(w.mesh)
+	n := e.one(w.well())
 	if leave == 0 {
 		n.MayEnd() // its log has no room either; once there is, it starts again
 	}
@@ -322,7 +340,7 @@ func (w *world) ends(ctx context.Context, e event, why string, limit time.Durati
 }
 
 func slowLine(ctx context.Context, w *world, e event) error {
-	n := e.one(w.mesh)
+	n := e.one(w.well())
 	if err := n.Slow(ctx, 2000); err != nil {
 		return err
 	}
@@ -351,30 +369,6 @@ func (w *world) rots(ctx context.Context, e event, cut bool) error {
 		return wait(ctx, e.hold)
 	}
 	return fmt.Errorf("nobody holds %s", d)
-}
-
-// rollingRestart stops and starts each node in turn. Whoever pulls from the
-// others is served all the while.
-func rollingRestart(ctx context.Context, w *world, e event) error {
-	kept, _ := w.images.all()
-	kept = kept[max(0, len(kept)-10):]
-	for _, n := range w.mesh {
-		if err := n.Stop(ctx); err != nil {
-			w.fail("stays up", "%v", err)
-		}
-		each(w.except(n), kept, func(other *rig.Node, i *image) {
-			if err := w.pull(ctx, other, i); err != nil && ctx.Err() == nil && w.images.stays(i) {
-				w.fail("served", "%s, while %s restarts: %s@%s: %v", other.Name, n.Name, i.repo, i.digest, err)
-			}
-		})
-		if err := n.Start(); err != nil {
-			return err
-		}
-		if err := await(ctx, time.Minute, n.Name+" is back", func() bool { return w.client.writable(ctx, n) }); err != nil {
-			w.fail("progress", "rolling restart: %v", err)
-		}
-	}
-	return ctx.Err()
 }
 
 // clockStep steps the leader's clock by five minutes, ahead or back.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -15,27 +14,38 @@ type scenario struct {
 	about string
 	nodes int
 	apart bool     // Raft has a disk of its own
+	old   bool     // the nodes begin with the older binary
 	needs []string // of rig.Lacks
 	run   func(ctx context.Context, w *world, o options) error
 }
 
 func scenarios() []scenario {
 	return []scenario{
-		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, []string{rig.Shaping}, oneCopy},
-		{"power", "the power goes with the answer to a push", 5, true, []string{rig.Disks}, power},
-		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, nil, oldLeader},
-		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, nil, minority},
-		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, nil, lostAnswer},
-		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, nil, badCopy},
-		{"heal", "a disk is lost for good", 5, false, nil, heal},
-		{"collect", "days go by, and what was deleted goes", 5, false, []string{rig.Clocks}, collect},
-		{"schedule", "clients at work, and every fault in a random order", 5, false, nil, runSchedule},
+		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, false, []string{rig.Shaping}, oneCopy},
+		{"power", "the power goes with the answer to a push", 5, true, false, []string{rig.Disks}, power},
+		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, false, nil, oldLeader},
+		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, false, nil, minority},
+		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, false, nil, lostAnswer},
+		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, false, nil, badCopy},
+		{"heal", "of three nodes one goes, and then its disk for good", 3, false, false, nil, heal},
+		{"upgrade", "three nodes are upgraded one by one, across a feature level, with clients at work", 3, false, true, []string{older}, upgrade},
+		{"collect", "days go by, and what was deleted goes", 5, false, false, []string{rig.Clocks}, collect},
+		{"schedule", "clients at work, and every fault in a random order", 5, false, false, nil, runSchedule},
 	}
 }
 
+// The schedule ends early, once it has lasted four fifths of its length, when a
+// run has so many acknowledged pushes: what is left of the time is needed to pull
+// them all.
+const enoughPushes = 10_500
+
+// compareEvery is after how many faults the replicas are compared.
+const compareEvery = 3
+
 // runSchedule has clients work while the faults of the schedule come and go.
 func runSchedule(ctx context.Context, w *world, o options) error {
-	kinds, makers := []string{}, map[string]nemesis{}
+	var kinds []nemesis
+	var besides []string
 	for _, n := range nemeses() {
 		if len(o.nemeses) > 0 && !slices.Contains(o.nemeses, n.name) {
 			continue
@@ -44,10 +54,14 @@ func runSchedule(ctx context.Context, w *world, o options) error {
 			w.report.lack(n.name, why)
 			continue
 		}
-		kinds = append(kinds, n.name)
-		makers[n.name] = n
+		kinds = append(kinds, n)
 	}
-	events := schedule(o.seed, kinds, o.length)
+	for _, x := range extras() {
+		if _, lacks := o.lacking(x.needs); !lacks { // said before
+			besides = append(besides, x.name)
+		}
+	}
+	events := schedule(o.seed, kinds, besides, o.length)
 	for i, e := range events {
 		w.say("fault %d of %d will be %v", i+1, len(events), e)
 	}
@@ -55,21 +69,28 @@ func runSchedule(ctx context.Context, w *world, o options) error {
 	defer rest()
 	w.work(working)
 	for i, e := range events {
+		if w.history.Now() > o.length*4/5 && w.report.pushes()+w.images.acknowledged() >= enoughPushes {
+			w.say("the other %d faults are left out: there are %d acknowledged pushes in this run", len(events)-i, w.report.pushes()+w.images.acknowledged())
+			break
+		}
 		if err := wait(ctx, 2*time.Second); err != nil {
 			return err
 		}
 		begun, before := time.Now(), w.images.acknowledged()
-		if err := makers[e.nemesis].make(ctx, w, e); err != nil {
-			return fmt.Errorf("%v: %w", e, err)
+		if err := w.makeFault(ctx, kinds[e.kind], e); err != nil {
+			return err
 		}
 		took := time.Since(begun)
 		back, err := w.recover(ctx)
 		if err != nil {
 			return err
 		}
-		w.report.add(func(r *report) { r.faults[e.nemesis]++ })
+		w.report.add(func(r *report) { r.faults[e.nemesis]++; r.twoAtOnce += min(1, len(e.beside)) })
 		w.say("fault %d: %s for %.1f s, back after %.1f s; %d pushes acknowledged meanwhile, %d in all",
 			i+1, e.nemesis, took.Seconds(), back.Seconds(), w.images.acknowledged()-before, w.images.acknowledged())
+		if i%compareEvery == 0 {
+			w.sameState(ctx, w.mesh)
+		}
 	}
 	return nil
 }

@@ -3,16 +3,14 @@ package main
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
 
 // The seed makes operations and faults, and nothing else does.
 func TestSeed(t *testing.T) {
-	var kinds []string
-	for _, n := range nemeses() {
-		kinds = append(kinds, n.name)
-	}
+	kinds, besides := nemeses(), []string{"kill", "pause"}
 	steps := func(seed uint64, worker int) (all []step) {
 		next := plan(seed, worker, 5)
 		for range 500 {
@@ -20,10 +18,10 @@ func TestSeed(t *testing.T) {
 		}
 		return all
 	}
-	if a, b := schedule(1, kinds, time.Hour), schedule(1, kinds, time.Hour); !reflect.DeepEqual(a, b) {
+	if a, b := schedule(1, kinds, besides, time.Hour), schedule(1, kinds, besides, time.Hour); !reflect.DeepEqual(a, b) {
 		t.Error("one seed gives two schedules")
 	}
-	if a, b := schedule(1, kinds, time.Hour), schedule(2, kinds, time.Hour); reflect.DeepEqual(a, b) {
+	if a, b := schedule(1, kinds, besides, time.Hour), schedule(2, kinds, besides, time.Hour); reflect.DeepEqual(a, b) {
 		t.Error("two seeds give one schedule")
 	}
 	if !reflect.DeepEqual(steps(1, 0), steps(1, 0)) {
@@ -37,7 +35,8 @@ func TestSeed(t *testing.T) {
 // A schedule is as long as it was asked to be, and deals every fault once before
 // any a second time.
 func TestSchedule(t *testing.T) {
-	kinds := []string{"a", "b", "c"}
+	kinds := []nemesis{{name: "a"}, {name: "b", beside: aReplica}, {name: "c", beside: anyOther}}
+	names, besides := []string{"a", "b", "c"}, []string{"x", "y"}
 	for _, tc := range []struct {
 		length      time.Duration
 		least, most int
@@ -47,7 +46,7 @@ func TestSchedule(t *testing.T) {
 		{time.Minute, 4, 7},
 		{time.Hour, 250, 400},
 	} {
-		events := schedule(7, kinds, tc.length)
+		events := schedule(7, kinds, besides, tc.length)
 		if n := len(events); n < tc.least || n > tc.most {
 			t.Errorf("%d faults in %v", n, tc.length)
 		}
@@ -56,12 +55,21 @@ func TestSchedule(t *testing.T) {
 			for _, e := range events[i : i+3] {
 				seen = append(seen, e.nemesis)
 			}
-			if slices.Sort(seen); !slices.Equal(seen, kinds) {
+			if slices.Sort(seen); !slices.Equal(seen, names) {
 				t.Errorf("dealt %v", seen)
 			}
 		}
 	}
-	if events := schedule(7, nil, time.Hour); len(events) != 0 {
+	two := map[string]int{}
+	for _, e := range schedule(7, kinds, besides, time.Hour) {
+		if e.beside != "" {
+			two[e.nemesis]++
+		}
+	}
+	if two["a"] != 0 || two["b"] == 0 || two["c"] == 0 {
+		t.Errorf("a second fault beside %v", two)
+	}
+	if events := schedule(7, nil, besides, time.Hour); len(events) != 0 {
 		t.Errorf("%d faults of no kind", len(events))
 	}
 }
@@ -115,5 +123,30 @@ func TestLedger(t *testing.T) {
 	l.remove(b)
 	if kept, deleted := l.all(); !slices.Equal(kept, []*image{a}) || !slices.Equal(deleted, []*image{b}) || l.acknowledged() != 2 {
 		t.Errorf("kept %v, deleted %v", kept, deleted)
+	}
+}
+
+// A line says what was found, or that there was nothing to find it in.
+func TestInvariants(t *testing.T) {
+	f := figures{images: 7, heals: []healing{{bytes: 1 << 29, took: 5 * time.Second}}, states: []sameState{{3, 99}}}
+	for _, tc := range []struct {
+		title, want string
+		wrong       map[string]int
+	}{
+		{"acknowledged pushes lost", "holds 0, of 7", nil},
+		{"acknowledged pushes lost", "BROKEN 3, of 7", map[string]int{"lost": 1, "served": 2}},
+		{"healing", "holds 10.0 s per GiB (0.50 GiB in 5.0 s), of at most 60", nil},
+		{"replicas with another state", "holds equal 1 times, at last 3 replicas at index 99", nil},
+		{"requests applied twice", "- not in this run", nil},
+	} {
+		for _, i := range invariants() {
+			if i.title != tc.title {
+				continue
+			}
+			got := strings.Join(strings.Fields(strings.Replace(i.line(f, tc.wrong), tc.title, "", 1)), " ")
+			if got != tc.want {
+				t.Errorf("%s: %q, want %q", tc.title, got, tc.want)
+			}
+		}
 	}
 }

@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	workers = 5
+	workers = 8
+	tags    = 8 // that all clients use, two in a repository
 	// patience is when a client gives up on a request: then nobody knows what became of it.
 	patience = 5 * time.Second
 )
@@ -37,7 +38,7 @@ func deck() []string {
 	for _, o := range []struct {
 		do    string
 		times int
-	}{{"push", 44}, {"read", 20}, {"pull", 10}, {"move", 8}, {"mount", 6}, {"untag", 5}, {"delete", 4}, {"list", 3}} {
+	}{{"push", 54}, {"read", 20}, {"pull", 10}, {"move", 8}, {"mount", 6}, {"untag", 5}, {"delete", 4}, {"list", 3}} {
 		all = append(all, slices.Repeat([]string{o.do}, o.times)...)
 	}
 	return all
@@ -48,8 +49,8 @@ func plan(seed uint64, worker int, nodes int) func() step {
 	r := rand.New(rand.NewPCG(seed, uint64(worker)))
 	deck := deck()
 	return func() step {
-		s := step{do: deck[r.IntN(len(deck))], key: r.IntN(6), node: r.IntN(nodes), draw: r.Uint64(), seed: [2]uint64{r.Uint64(), r.Uint64()}}
-		for range 1 + r.IntN(3) {
+		s := step{do: deck[r.IntN(len(deck))], key: r.IntN(tags), node: r.IntN(nodes), draw: r.Uint64(), seed: [2]uint64{r.Uint64(), r.Uint64()}}
+		for range 1 + r.IntN(2) {
 			s.sizes = append(s.sizes, size(r))
 		}
 		return s
@@ -68,14 +69,14 @@ func size(r *rand.Rand) int64 {
 	return n
 }
 
-// key is one of the six tags that all clients use, and its repository.
+// key is one of the tags that all clients use, and its repository.
 func (w *world) key(n int) (repo, tag string) {
 	return fmt.Sprintf("%s/r%d", w.name, n/2), fmt.Sprint("t", n%2)
 }
 
 // keysOf are the tags of a repository.
 func (w *world) keysOf(repo string) (keys []int) {
-	for k := range 6 {
+	for k := range tags {
 		if r, _ := w.key(k); r == repo {
 			keys = append(keys, k)
 		}
@@ -97,7 +98,9 @@ func (w *world) work(ctx context.Context) {
 		w.working.Go(func() {
 			one := &worker{w: w, id: w.newClient()}
 			for ctx.Err() == nil {
+				w.calm.RLock()
 				one.step(context.WithoutCancel(ctx), next())
+				w.calm.RUnlock()
 			}
 		})
 	}

@@ -34,6 +34,10 @@ type world struct {
 	clients atomic.Int64
 	steps   atomic.Int64
 	warned  atomic.Int64 // answers that said that they may be old
+	calm    sync.RWMutex // read-locked for each step of a client
+
+	ahead time.Duration // of the nodes' wall clocks
+	hurt  *rig.Node     // by a second fault, which the first one leaves alone
 
 	mu    sync.Mutex
 	rot   map[damage]bool // blobs that were damaged on purpose
@@ -57,7 +61,11 @@ func newWorld(ctx context.Context, o options, s scenario, report *report) (_ *wo
 		history: check.NewHistory(), rot: map[damage]bool{},
 	}
 	flags := append([]string{"--replicas", "2"}, o.flags...)
-	w.rig, err = rig.New(ctx, rig.Config{Binary: o.binary, Dir: dir, Nodes: s.nodes + 1, DiskSize: 4 << 30, Flags: flags, Apart: s.apart})
+	binary := o.binary
+	if s.old {
+		binary = o.old
+	}
+	w.rig, err = rig.New(ctx, rig.Config{Binary: binary, Dir: dir, Nodes: s.nodes + 1, DiskSize: 4 << 30, Flags: flags, Apart: s.apart})
 	if err != nil {
 		return nil, err
 	}
@@ -134,12 +142,13 @@ func (w *world) voters(ctx context.Context, n *rig.Node) (voters []*rig.Node) {
 }
 
 // roles are the leader, the other voters, and the nodes that do not vote, as the
-// node with the latest term sees it.
+// node with the latest term sees it. Whoever is hurt besides has the last word
+// in nothing, and is none of the others.
 func (w *world) roles(ctx context.Context) (leader *rig.Node, followers, others []*rig.Node, err error) {
 	err = await(ctx, 20*time.Second, "somebody knows the leader", func() bool {
 		var latest uint64
 		leader, followers, others = nil, nil, nil
-		for _, n := range w.mesh {
+		for _, n := range w.well() {
 			s, err := w.client.status(ctx, n)
 			if err != nil || s.Leader == "" || s.Term <= latest {
 				continue
@@ -150,7 +159,7 @@ func (w *world) roles(ctx context.Context) (leader *rig.Node, followers, others 
 		}
 		return leader != nil
 	})
-	for _, n := range w.mesh {
+	for _, n := range w.well() {
 		if n != leader && !slices.Contains(followers, n) {
 			others = append(others, n)
 		}

@@ -141,7 +141,7 @@ func removeCommand() *cobra.Command {
 			if err := r.fetch(c.Context(), http.MethodDelete, memberPath(member.Name), &done); err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s was removed; whoever has its disk also has the mesh's secret\n", member.Name)
+			fmt.Fprintf(c.OutOrStdout(), "%s was removed; whoever has its disk also has the mesh's secret, and may join with it until you change it\n", member.Name)
 			return nil
 		},
 	}

@@ -77,7 +77,7 @@ func serveFlags(f *pflag.FlagSet, cfg *node.Config) {
 	f.StringVar(&cfg.Zone, "zone", "default", "site or datacenter")
 	f.Int64Var(&cfg.Weight, "weight", node.OfDisk, "share of the blobs it owns, in GiB; 0 owns none (default GiB of the data disk)")
 	f.IntVar(&cfg.Replicas, "replicas", 3, "copies of each blob, mesh-wide; the founder's counts")
-	f.StringVar(&cfg.SecretFile, "secret-file", "", "the join secret, base64 of at least 32 random bytes (default <data>/mesh.secret, made by the founder)")
+	f.StringVar(&cfg.SecretFile, "secret-file", "", "the join secret, base64 of at least 32 random bytes; a second line is accepted too (default <data>/mesh.secret, made by the founder)")
 	f.StringVar(&cfg.CacheSize, "cache-size", "80%", "ceiling for copies that the node need not hold")
 	f.StringVar(&cfg.RepairRate, "repair-rate", "64MiB", "bytes a second for copies that the node makes by itself")
 	f.StringVar(&cfg.ScrubRate, "scrub-rate", "8MiB", "bytes a second at which stored blobs are read again, to find damaged ones")

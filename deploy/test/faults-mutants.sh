@@ -25,9 +25,13 @@ check() {
   local how
   read -ra how <<<"$1"
   case ${how[0]} in
+    model) # stops at what it finds
+      (cd "$tree" && FLOTILLA_MODEL_FOR=3m go test -count=1 -timeout 8m -run '^TestModel$' ./node)
+      ;;
     test) (cd "$tree" && go test -count=1 "${how[@]:1}") ;;
     faults)
       (cd "$tree" && CGO_ENABLED=0 go build -trimpath -o "$work/flotilla" ./cmd/flotilla) || return
+      [[ $1 != *upgrade* ]] || { build_older "$tree" "$work/older" && how+=(-old "$work/older"); } || return
       rm -rf "$work/run" && mkdir "$work/run"
       "$work/faults" -dir "$work/run" -flotilla "$work/flotilla" -seed 1 "${how[@]:1}"
       ;;

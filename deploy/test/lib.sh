@@ -82,6 +82,16 @@ build_all() {
   make --no-print-directory -C "$root" build
 }
 
+# build_older TREE FILE: flotilla as a version was that knows one feature level less. A mesh of such proposes nothing that
+# the last level brought.
+build_older() {
+  local source=$1/metadata/propose.go level
+  level=$(sed -n 's/^const FeatureLevel = //p' "$source")
+  sed "s/^const FeatureLevel = .*/const FeatureLevel = $((level - 1))/" "$source" >"$2.go"
+  printf '{"Replace":{"%s":"%s"}}' "$source" "$2.go" >"$2.json"
+  CGO_ENABLED=0 go build -C "$1" -trimpath -overlay "$2.json" -o "$2" ./cmd/flotilla
+}
+
 # build_balanced builds what a check of a balanced mesh runs.
 build_balanced() {
   if [[ -z ${FLOTILLA:-} ]]; then build_all; else (cd "$root" && go build -o bin/ ./cmd/balancer); fi

@@ -45,6 +45,11 @@ func (s *Store) commit(f *os.File, d digest.Digest) error {
 	}
 	unlock := s.locks.lock(d)
 	defer unlock()
+	// The file in whose place this one comes may have been marked used during
+	// the sync: somebody was told that it stays.
+	if err := os.Chtimes(f.Name(), time.Time{}, time.Now()); err != nil {
+		return asFull(err)
+	}
 	s.sys.step("rename")
 	err = s.sys.rename(s.cfg.Dir, f.Name(), path)
 	if errors.Is(err, fs.ErrNotExist) { // somebody took the shard away

@@ -39,9 +39,7 @@ func markRead(path string, info fs.FileInfo) {
 
 // Remove drops the blob d, unless it was used at or after cutoff. That is
 // decided and done under the blob's lock, so whoever was told by Touch or by a
-// commit that d is here has either made Remove refuse or comes after it. A
-// commit takes its time before its sync: cutoff must be further in the past
-// than a sync may last where copies that were just made are not to go. Open
+// commit that d is here has either made Remove refuse or comes after it. Open
 // readers keep what they read, and a download of d under way is not concerned.
 //
 // No sync follows. After a power cut the blob may be back: whole, verified and

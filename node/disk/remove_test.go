@@ -70,6 +70,31 @@ func TestRemoveOfNoDigest(t *testing.T) {
 	wantErr(t, err, oci.ErrDigestInvalid)
 }
 
+// A mark of use that is made during the sync of the same blob's commit outlives
+// the commit, which puts its own file in place of the marked one.
+func TestCommitKeepsMarks(t *testing.T) {
+	b, d := content(1000)
+	var s *Store
+	var marked time.Time
+	s = newStore(t, Config{sys: system{step: func(name string) {
+		if name != "sync file" || s == nil || !s.Has(d) {
+			return
+		}
+		marked = time.Now()
+		if _, held := s.Touch(d); !held {
+			t.Error("Touch finds nothing")
+		}
+	}}})
+	must(t, s.Put(t.Context(), d, -1, bytes.NewReader(b)))
+	must(t, s.Put(t.Context(), d, -1, bytes.NewReader(b)))
+	if marked.IsZero() {
+		t.Fatal("the second commit has no sync")
+	}
+	if removed, err := s.Remove(d, marked); removed || err != nil {
+		t.Fatalf("Remove of what was used since = %v, %v", removed, err)
+	}
+}
+
 // Each way to say that a blob is needed makes Remove refuse. What only looks at
 // it does not.
 func TestUseIsMarked(t *testing.T) {

@@ -2,6 +2,7 @@ package check
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -73,6 +74,9 @@ func (h *History) Len() (n int) {
 	return n
 }
 
+// ErrUndecided says of a tag that the checker came to no end.
+var ErrUndecided = errors.New("not decided")
+
 // Check returns what is wrong with each tag's answers: nothing, where they are
 // linearizable. A tag that is not decided within the limit counts as wrong.
 func (h *History) Check(limit time.Duration) []error {
@@ -84,7 +88,7 @@ func (h *History) Check(limit time.Duration) []error {
 		case porcupine.Illegal:
 			wrong = append(wrong, fmt.Errorf("%s is not linearizable; the shortest part that shows it:\n%s", key, list(shortest(ops, limit))))
 		case porcupine.Unknown:
-			wrong = append(wrong, fmt.Errorf("%s: not decided within %v over %d requests", key, limit, len(ops)))
+			wrong = append(wrong, fmt.Errorf("%s, within %v over %d requests: %w", key, limit, len(ops), ErrUndecided))
 		}
 	}
 	return wrong

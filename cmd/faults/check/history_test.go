@@ -90,3 +90,34 @@ func TestUndecided(t *testing.T) {
 		t.Errorf("%v", wrong)
 	}
 }
+
+func TestTwice(t *testing.T) {
+	at := func(call, end int, kind Kind, d string) Op {
+		return Op{Key: "r:t", Kind: kind, Digest: d, Call: time.Duration(call), Return: time.Duration(end)}
+	}
+	lost := at(1, 1, Put, "a")
+	lost.Unknown = true
+	for _, tc := range []struct {
+		name string
+		ops  []Op
+		puts int
+		ok   bool
+	}{
+		{"never read", []Op{at(1, 2, Put, "a")}, 0, true},
+		{"read again and again", []Op{at(1, 2, Put, "a"), at(3, 4, Read, "a"), at(5, 6, Read, "a")}, 1, true},
+		{"back again", []Op{lost, at(3, 4, Read, "a"), at(5, 6, Read, "b"), at(7, 8, Read, "a")}, 1, false},
+		{"back after it was deleted", []Op{lost, at(3, 4, Read, "a"), at(5, 6, Read, ""), at(7, 8, Read, "a")}, 1, false},
+		{"back since it was put again", []Op{lost, at(3, 4, Read, "a"), at(5, 6, Read, "b"), at(6, 7, Put, "a"), at(7, 8, Read, "a")}, 0, true},
+		{"reads at once", []Op{lost, at(3, 6, Read, "a"), at(5, 7, Read, "b"), at(6, 8, Read, "a")}, 1, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := NewHistory()
+			for _, o := range tc.ops {
+				h.Add(o)
+			}
+			if puts, wrong := h.Twice(); puts != tc.puts || (len(wrong) == 0) != tc.ok {
+				t.Errorf("%d puts, %v", puts, wrong)
+			}
+		})
+	}
+}

@@ -19,6 +19,7 @@ type Node struct {
 
 	number      int
 	rig         *Rig
+	binary      string
 	data, image string
 
 	mu   sync.Mutex
@@ -50,7 +51,7 @@ func (n *Node) Start() error {
 		return err
 	}
 	defer log.Close()
-	args := []string{"--net=/run/netns/" + n.Name, n.rig.cfg.Binary, "serve", "--name", n.Name, "--data", n.data,
+	args := []string{"--net=/run/netns/" + n.Name, n.binary, "serve", "--name", n.Name, "--data", n.data,
 		"--listen", n.Host + ":5000", "--peer-listen", n.Host + ":5001", "--gossip-listen", n.Host + ":5002", "--advertise", n.Host,
 		"--weight", "16", "--scrub-rate", "4GiB", "--secret-file", n.rig.Secret()}
 	if n.number == 1 {
@@ -73,6 +74,9 @@ func (n *Node) Start() error {
 	go n.watch(p)
 	return nil
 }
+
+// Use has the node run another binary from its next start on.
+func (n *Node) Use(binary string) { n.binary = binary }
 
 // founded tells node 1 that its mesh exists, also after its disk was wiped.
 func (n *Node) founded() bool {

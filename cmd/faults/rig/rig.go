@@ -38,7 +38,7 @@ func New(ctx context.Context, cfg Config) (*Rig, error) {
 	r := &Rig{cfg: cfg, disks: !none}
 	for i := 1; i <= cfg.Nodes; i++ {
 		r.nodes = append(r.nodes, &Node{
-			Name: fmt.Sprint("n", i), Host: fmt.Sprintf("10.77.%d.2", i), number: i, rig: r,
+			Name: fmt.Sprint("n", i), Host: fmt.Sprintf("10.77.%d.2", i), number: i, rig: r, binary: cfg.Binary,
 			data: filepath.Join(cfg.Dir, fmt.Sprint("n", i)), image: filepath.Join(cfg.Dir, fmt.Sprintf("n%d.img", i)),
 		})
 	}
