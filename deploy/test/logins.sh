@@ -209,13 +209,13 @@ story() {
   refused "unauthorized|401|authentication required|denied" "${client}_push" "public/new/$client"
   refused "unauthorized|401|authentication required|denied" "${client}_pull" "team/$client"
   "${client}_login" bob <"$work/bob.secret"
-  refused "denied|403" "${client}_push" "team/$client"
+  refused "denied|403" "${client}_push" "public/new/$client" # where he may look
   refused "denied|403" "${client}_pull" "team/$client"
   "${client}_logout"
-  say "wrong password refused; $account $summary and pulled them; bob denied; public pulled by nobody in particular" >"$work/summary"
+  say "wrong password refused; $account $summary and pulled them; bob refused; public pulled by nobody in particular" >"$work/summary"
 }
 
-# status OF NODE PATH CURL-FLAGS...: expects that status of an answer, to whoever the flags say.
+# answers STATUS NODE PATH CURL-FLAGS...: the node answers with that status, to whoever the flags say.
 answers() {
   local want=$1 node=$2 path=$3 got
   shift 3
@@ -223,7 +223,8 @@ answers() {
   [[ $got == "$want" ]] || { say "node $node, $path: $got, want $want: $(head -c 300 "$work/answer")" && return 1; }
 }
 
-# header NAME TOKEN: a file for curl with that header; a secret is not shown on a command line.
+# bearer NAME TOKEN, basic ACCOUNT NAME: write $work/NAME.curl, which shows curl a token, or the account and the secret of
+# that name.
 bearer() { printf 'header = "Authorization: Bearer %s"\n' "$2" >"$work/$1.curl"; }
 basic() { printf 'user = "%s:%s"\n' "$1" "$(<"$work/$2.secret")" >"$work/$2.curl"; }
 
@@ -311,7 +312,7 @@ check_audit() {
   for filter in \
     '.account == "ann" and .action == "push" and .repository == "team/docker" and .reference == "1.0.0" and .status == 201' \
     '.account == "builder" and .action == "push" and .repository == "team/helm" and .status == 201' \
-    '.account == "bob" and .action == "push" and .repository == "team/docker" and .status == 403' \
+    '.account == "bob" and .action == "push" and .repository == "public/new/docker" and .status == 403' \
     '.account == "carol" and .action == "push" and .repository == "team/carol" and .status == 202' \
     '.account == "anonymous" and .action == "login" and .status == 401' \
     '.account == "operator" and .action == "admin" and .subject == "bob" and .status == 201' \
