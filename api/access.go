@@ -32,6 +32,8 @@ type visit struct {
 	name    string // for the audit log
 	action  string // "" where nobody is asked for
 	subject string // whom it is about, where the path does not say
+
+	allowed func() error // asks again whether they may; nil: whoever it is, they may
 }
 
 type visitKey struct{}
@@ -48,15 +50,18 @@ func (s *server) may(act auth.Action, h handler) handler {
 	name := act.String()
 	return func(w http.ResponseWriter, r *http.Request) error {
 		v, repo := visitOf(r), mux.Vars(r)["name"]
+		v.allowed = func() error {
+			return s.challenge(w, r, s.Auth.Allow(v.who, repo, act), scope(repo, act))
+		}
 		err := s.Auth.Prove(r.Context(), act&(auth.Pull|auth.List) == 0)
 		if err == nil {
 			err = s.identify(v, w, r, name)
 		}
-		if err == nil {
-			err = s.Auth.Allow(v.who, repo, act)
-		}
 		if err != nil {
 			return s.challenge(w, r, err, scope(repo, act))
+		}
+		if err := v.allowed(); err != nil {
+			return err
 		}
 		return h(w, r)
 	}
@@ -160,8 +165,9 @@ func (s *server) operator(h handler) handler {
 		if err == nil {
 			err = s.identify(v, w, r, v.action)
 		}
+		v.allowed = func() error { return s.challenge(w, r, s.Auth.Allow(v.who, "", auth.Admin)) }
 		if err == nil {
-			err = s.Auth.Allow(v.who, "", auth.Admin)
+			err = v.allowed()
 		}
 		if errors.Is(err, oci.ErrUnauthorized) && r.Header.Get("Authorization") == "" {
 			err = oci.ErrUnauthorized.Because("this needs the token that flotilla makes of the mesh's secret, or an administrator's password")
@@ -249,6 +255,16 @@ func bound(r *http.Request, repo string) string {
 		return repo + "@" + who.Name()
 	}
 	return repo
+}
+
+// stillMay returns nil where whoever sent r still may do what they were let in
+// for. A body may take its sender hours: what it is for is done only if they
+// have lost neither account nor right meanwhile.
+func stillMay(r *http.Request) error {
+	if allowed := visitOf(r).allowed; allowed != nil {
+		return allowed()
+	}
+	return nil
 }
 
 // withVisit returns the context of a request whose sender will be known.

@@ -56,14 +56,24 @@ func guarded(t testing.TB) (*node, *lines) {
 			t.Fatal(err)
 		}
 	}
-	d, err := auth.ParseDocument([]byte(policy))
+	n.apply(t, policy)
+	return n, audit
+}
+
+// apply puts a policy in force.
+func (n *node) apply(t testing.TB, text string) {
+	t.Helper()
+	d, err := auth.ParseDocument([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.auth.Apply(t.Context(), "test", d, 0); err != nil {
+	_, revision, err := n.auth.Document()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return n, audit
+	if _, err := n.auth.Apply(t.Context(), "test", d, revision); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // as is the header that shows the account's password; "" shows nothing.

@@ -77,10 +77,7 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	all := withTag(tags, ref.Tag)
-	if err := s.storeManifest(r.Context(), metadata.Put{
-		Repo: repo, Tags: all, Manifest: m, Body: body, ImmutableTags: s.immutable(repo, all),
-	}); err != nil {
+	if err := s.storeManifest(r, m, body, withTag(tags, ref.Tag)); err != nil {
 		return err
 	}
 	h := w.Header()
@@ -96,16 +93,23 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// storeManifest commits p, after placing a body that is too large to ride in the
-// log. Bytes first, then the name.
-func (s *server) storeManifest(ctx context.Context, p metadata.Put) error {
-	if len(p.Body) > s.Catalog.InlineLimit() {
-		if err := s.Blobs.Put(ctx, p.Manifest.Digest, p.Manifest.Size, bytes.NewReader(p.Body)); err != nil {
+// storeManifest commits m under the tags, after placing a body that is too large
+// to ride in the log. Bytes first, then the name; the policy last, as it is when
+// the bytes have come.
+func (s *server) storeManifest(r *http.Request, m oci.Manifest, body []byte, tags []string) error {
+	if len(body) > s.Catalog.InlineLimit() {
+		if err := s.Blobs.Put(r.Context(), m.Digest, m.Size, bytes.NewReader(body)); err != nil {
 			return err
 		}
-		p.Body = nil
+		body = nil
 	}
-	return s.Catalog.PutManifest(ctx, p)
+	if err := stillMay(r); err != nil {
+		return err
+	}
+	repo := mux.Vars(r)["name"]
+	return s.Catalog.PutManifest(r.Context(), metadata.Put{
+		Repo: repo, Tags: tags, Manifest: m, Body: body, ImmutableTags: s.immutable(repo, tags),
+	})
 }
 
 // deleteManifest answers DELETE of a tag or of a manifest with all its tags
