@@ -103,6 +103,8 @@ type counter struct {
 	n  map[string]int
 }
 
+func newCounter() counter { return counter{n: map[string]int{}} }
+
 // enter counts one more, unless there are most already.
 func (c *counter) enter(name string, most int) bool {
 	c.mu.Lock()

@@ -26,6 +26,7 @@ func (s *server) token(w http.ResponseWriter, r *http.Request) error {
 	if err := s.admitted(v, w, r); err != nil {
 		return err
 	}
+	keepPace(r, 0)
 	who, err := s.Auth.Token(w, r)
 	v.name = who.Name()
 	return err
@@ -131,6 +132,7 @@ func (s *server) putPolicy(w http.ResponseWriter, r *http.Request) error {
 
 // readBody returns the whole body, if its sender still may when it has come.
 func readBody(r *http.Request) ([]byte, error) {
+	keepPace(r, maxForm)
 	b, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
 	switch {
 	case err != nil:

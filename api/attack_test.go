@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -328,4 +329,45 @@ func TestAttackMovingATagThatHasBecomeImmutable(t *testing.T) {
 		t.Errorf("got %d %s", w.Code, w.Body)
 	}
 	n.do(t, "GET", "/v2/team-a/app/manifests/v1", as(alice), nil).want(t, 200, head{"Docker-Content-Digest": m.String()})
+}
+
+// TestAttackHoldingLargeManifests: one account that begins many large manifests
+// and ends none takes no place from others.
+func TestAttackHoldingLargeManifests(t *testing.T) {
+	n, _ := guarded(t)
+	large := `{"schemaVersion":2,"mediaType":"` + oci.TypeIndex + `","annotations":{"a":"` + strings.Repeat("x", 400<<10) + `"},"manifests":[]}`
+	const tries = 80
+	results := make(chan int, tries)
+	release := make(chan struct{})
+	end := sync.OnceFunc(func() { close(release) })
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer end()
+	for i := range tries {
+		all.Go(func() {
+			rest := &tardy{strings.NewReader(large[300<<10:]), func() { results <- 0; <-release }}
+			r := httptest.NewRequestWithContext(t.Context(), "PUT", fmt.Sprintf("/v2/team-a/app/manifests/t%d", i), io.MultiReader(strings.NewReader(large[:300<<10]), rest))
+			for k, v := range with(alice, oci.TypeIndex) {
+				r.Header.Set(k, v)
+			}
+			w := httptest.NewRecorder()
+			n.handler.ServeHTTP(w, r)
+			results <- w.Code
+		})
+	}
+	count := map[int]int{}
+	for range tries {
+		count[<-results]++
+	}
+	if count[0] == 0 || count[0] > 16 || count[0]+count[429] != tries {
+		t.Errorf("held and refused: %v", count)
+	}
+	n.do(t, "PUT", "/v2/team-b/app/manifests/large", with(bob, oci.TypeIndex), large).want(t, 201, nil)
+	end()
+	for range count[0] {
+		if status := <-results; status != 201 {
+			t.Errorf("a manifest that was held: %d", status)
+		}
+	}
+	n.do(t, "PUT", "/v2/team-a/app/manifests/large", with(alice, oci.TypeIndex), large).want(t, 201, nil)
 }

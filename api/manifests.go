@@ -164,10 +164,11 @@ const (
 	// smallManifest is what nearly all manifests fit in; any number of these
 	// may be on their way.
 	smallManifest = 256 << 10
-	// maxLarge is how many larger ones may be in memory at once, and
-	// maxParsing how many of them may be parsed, which takes many times their
-	// size for a moment.
+	// maxLarge is how many larger ones may be in memory at once, of which one
+	// account may have sent maxLargeOf, and maxParsing how many of them may be
+	// parsed, which takes many times their size for a moment.
 	maxLarge   = 64
+	maxLargeOf = maxLarge / 4
 	maxParsing = 2
 )
 
@@ -191,13 +192,11 @@ func (s *server) readManifest(r *http.Request) (body []byte, done func(), err er
 	if r.ContentLength > oci.MaxManifest {
 		return nil, done, oci.ErrManifestTooLarge
 	}
+	keepPace(r, oci.MaxManifest)
 	body, err = io.ReadAll(io.LimitReader(r.Body, smallManifest))
 	if err == nil && len(body) == smallManifest {
-		select {
-		case s.large <- struct{}{}:
-			done = func() { <-s.large }
-		default:
-			return nil, done, oci.ErrTooManyRequests.Because("too many large manifests at once")
+		if done, err = s.enterLarge(visitOf(r).name); err != nil {
+			return nil, done, err
 		}
 		var rest []byte
 		rest, err = io.ReadAll(io.LimitReader(r.Body, oci.MaxManifest-smallManifest+1))
@@ -210,6 +209,25 @@ func (s *server) readManifest(r *http.Request) (body []byte, done func(), err er
 		err = oci.ErrManifestTooLarge
 	}
 	return body, done, err
+}
+
+// enterLarge takes a place among the large manifests for one that the account
+// sends, until leave is called. No account gets so many that others find none.
+func (s *server) enterLarge(name string) (leave func(), err error) {
+	most := maxLargeOf
+	if s.Auth.Open() { // all are the same nobody
+		most = maxLarge
+	}
+	if !s.manifests.enter(name, most) {
+		return func() {}, oci.ErrTooManyRequests.Because("%s sends too many large manifests at once", name)
+	}
+	select {
+	case s.large <- struct{}{}:
+		return func() { <-s.large; s.manifests.leave(name) }, nil
+	default:
+		s.manifests.leave(name)
+		return func() {}, oci.ErrTooManyRequests.Because("too many large manifests at once")
+	}
 }
 
 // tagParameters returns the tags in r's query, each once.
