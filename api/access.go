@@ -68,6 +68,17 @@ func (s *server) may(act auth.Action, h handler) handler {
 }
 
 func (s *server) entered(h handler) handler {
+	known := s.known(h)
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if err := s.Auth.Prove(r.Context(), false); err != nil {
+			return err
+		}
+		return known(w, r)
+	}
+}
+
+// known is entered as far as this node knows, be that old or nothing.
+func (s *server) known(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		v := visitOf(r)
 		err := s.identify(v, w, r, "enter")
@@ -126,13 +137,14 @@ func (c *counter) leave(name string) {
 
 // member is entered, and lets the operator in too. While there are no accounts
 // nobody's token is looked at, one made of another mesh's secret for instance.
+// It proves nothing first: a node that has yet to hear of its mesh says so here.
 func (s *server) member(h handler) handler {
-	operator, entered := s.operator(h), s.entered(h)
+	operator, known := s.operator(h), s.known(h)
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if _, ok := operatorToken(r); ok && !s.Auth.Open() {
 			return operator(w, r)
 		}
-		return entered(w, r)
+		return known(w, r)
 	}
 }
 
@@ -158,7 +170,8 @@ func (s *server) operator(h handler) handler {
 		v.action = auth.Admin.String()
 		if token, ok := operatorToken(r); ok {
 			if err := s.Admin.Check(token); err != nil {
-				return s.challenge(w, r, err)
+				v.name = v.who.Name() // nobody's, and counted so
+				return s.challenge(w, r, cmp.Or(s.admitted(v, w, r), err))
 			}
 			v.name = "operator"
 			return h(w, r)
