@@ -371,3 +371,24 @@ func TestAttackHoldingLargeManifests(t *testing.T) {
 	}
 	n.do(t, "PUT", "/v2/team-a/app/manifests/large", with(alice, oci.TypeIndex), large).want(t, 201, nil)
 }
+
+// TestAttackDeletingUnderAnImmutableTag: a manifest is deleted by digest while an
+// immutable tag is pushed to it. Once the push is answered, the tag stays.
+func TestAttackDeletingUnderAnImmutableTag(t *testing.T) {
+	n, _ := guarded(t)
+	for i := range 50 {
+		body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"annotations":{"n":"%d"},"manifests":[]}`, oci.TypeIndex, i)
+		at, tag := "/v2/team-a/app/manifests/"+digest.FromString(body).String(), fmt.Sprintf("/v2/team-a/app/manifests/v%d", i)
+		n.do(t, "PUT", at, with(alice, oci.TypeIndex), body).want(t, 201, nil)
+		var pushed, dropped reply
+		var both sync.WaitGroup
+		both.Go(func() { pushed = n.do(t, "PUT", tag, with(alice, oci.TypeIndex), body) })
+		both.Go(func() { dropped = n.do(t, "DELETE", at, as(alice), nil) })
+		both.Wait()
+		pushed.want(t, 201, nil)
+		if dropped.status != 202 && dropped.status != 403 {
+			t.Errorf("the deletion: got %d %s", dropped.status, dropped.body)
+		}
+		n.do(t, "GET", tag, as(alice), nil).want(t, 200, nil)
+	}
+}

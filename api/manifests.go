@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"slices"
@@ -120,25 +121,49 @@ func (s *server) deleteManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	doomed := []string{ref.Tag}
-	if ref.Digest != "" {
-		if doomed, err = s.Catalog.TagsOn(r.Context(), repo, ref.Digest); err != nil {
-			return err
-		}
-	}
-	if kept := s.immutable(repo, doomed); len(kept) > 0 {
-		return oci.ErrDenied.Because("the tag %s is immutable", kept[0])
-	}
 	var everywhere bool
-	if ref.Digest != "" {
+	switch {
+	case ref.Digest == "":
+		if err = s.mayGo(repo, ref.Tag); err == nil {
+			everywhere, err = s.Catalog.DeleteTag(r.Context(), repo, ref.Tag)
+		}
+	case s.Auth.HasImmutable(repo):
+		everywhere, err = s.deleteTagged(r.Context(), repo, ref.Digest)
+	default:
 		everywhere, err = s.Catalog.DeleteManifest(r.Context(), repo, ref.Digest)
-	} else {
-		everywhere, err = s.Catalog.DeleteTag(r.Context(), repo, ref.Tag)
 	}
 	if err != nil {
 		return err
 	}
 	deleted(w, everywhere)
+	return nil
+}
+
+// deleteTagged deletes a manifest unless one of the tags on it is immutable, be
+// it one that is pushed at the same time.
+func (s *server) deleteTagged(ctx context.Context, repo string, d digest.Digest) (everywhere bool, err error) {
+	const tries = 10
+	for range tries {
+		tags, err := s.Catalog.TagsOn(ctx, repo, d)
+		if err == nil {
+			err = s.mayGo(repo, tags...)
+		}
+		if err != nil {
+			return false, err
+		}
+		everywhere, err = s.Catalog.DeleteTagged(ctx, repo, d, tags)
+		if !errors.Is(err, oci.ErrConflict) {
+			return everywhere, err
+		}
+	}
+	return false, oci.ErrConflict.Because("the tags on it keep changing")
+}
+
+// mayGo returns ErrDenied where one of the tags is immutable.
+func (s *server) mayGo(repo string, tags ...string) error {
+	if kept := s.immutable(repo, tags); len(kept) > 0 {
+		return oci.ErrDenied.Because("the tag %s is immutable", kept[0])
+	}
 	return nil
 }
 
