@@ -238,8 +238,9 @@ func scope(repo string, act auth.Action) auth.Scope {
 // mayMount returns where d may be mounted from into repo for whoever sent r: the
 // repository that they name, if they may pull from it, or one of those that
 // hold d. "" with ok is wherever there is one. Where nothing but the token they
-// show stands in the way, it is ErrUnauthorized and the answer names the scopes
-// of one that would do, as other registries answer too.
+// show keeps them from the repository that they name, it is ErrUnauthorized and
+// the answer names the scopes of one that would do, as other registries answer
+// too. A name that they do not say is not told to a token that is not for it.
 func (s *server) mayMount(w http.ResponseWriter, r *http.Request, repo, from string, d digest.Digest) (source string, ok bool, err error) {
 	if s.Auth.Open() {
 		return from, true, nil
@@ -252,15 +253,15 @@ func (s *server) mayMount(w http.ResponseWriter, r *http.Request, repo, from str
 		}
 	}
 	for _, one := range sources {
-		switch why := s.Auth.Allow(visitOf(r).who, one, auth.Pull); {
-		case why == nil:
+		why := s.Auth.Allow(visitOf(r).who, one, auth.Pull)
+		if why == nil {
 			return one, true, nil
-		case err == nil && errors.Is(why, oci.ErrUnauthorized):
-			source, err = one, why
+		}
+		if from != "" && errors.Is(why, oci.ErrUnauthorized) {
+			return "", false, s.challenge(w, r, why, scope(repo, auth.Push), scope(from, auth.Pull))
 		}
 	}
-	return "", false, s.challenge(w, r, err,
-		scope(repo, auth.Push), scope(source, auth.Pull))
+	return "", false, nil
 }
 
 // bound returns what an upload is bound to: the repository and whoever began
