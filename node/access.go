@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/flotilla-registry/flotilla/api"
 	"github.com/flotilla-registry/flotilla/api/auth"
@@ -43,7 +45,33 @@ func (n *Node) openAudit() (*slog.Logger, error) {
 		}
 		n.auditFile, to = f, f
 	}
-	return slog.New(slog.NewJSONHandler(to, nil)), nil
+	return slog.New(slog.NewJSONHandler(&auditWriter{to: to, log: n.log}, nil)), nil
+}
+
+// auditWriter writes the lines of the audit log, one at a time. Where that fails,
+// as on a full disk, requests go on, and the node's own log says so.
+type auditWriter struct {
+	to     io.Writer
+	log    *slog.Logger
+	failed bool // the last line did not go out
+	torn   bool // a part of it did
+}
+
+// Write implements io.Writer.
+func (w *auditWriter) Write(line []byte) (int, error) {
+	if w.torn { // what comes must be a line of its own
+		line = append([]byte{'\n'}, line...)
+	}
+	n, err := w.to.Write(line)
+	w.torn = n < len(line) && (n > 0 || w.torn)
+	switch {
+	case err != nil && !w.failed:
+		w.log.Error("the audit log cannot be written; its lines are lost until it can", "error", err)
+	case err == nil && w.failed:
+		w.log.Warn("the audit log is written again")
+	}
+	w.failed = err != nil
+	return n, err
 }
 
 // clientAuthorities reads who may sign clients' certificates.
@@ -70,8 +98,16 @@ func (n *Node) publicTLS() *tls.Config {
 }
 
 // sayWhoMay logs what anybody who reaches the public port may do, where that
-// is more than an operator may expect.
-func (n *Node) sayWhoMay() {
+// is more than an operator may expect. What there is in accounts it has to hear
+// of the mesh first.
+func (n *Node) sayWhoMay(ctx context.Context) {
+	for n.auth.Prove(ctx, true) != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryJoin):
+		}
+	}
 	if n.auth.Open() && exposed(n.publicLn.Addr()) {
 		n.log.Warn("the public port is reachable from other machines and there are no accounts: anyone who reaches it may pull, push and delete; flotilla user add makes an account",
 			"listen", n.publicLn.Addr().String())
