@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/flotilla-registry/flotilla/api"
@@ -39,7 +40,8 @@ func (n *Node) openAudit() (*slog.Logger, error) {
 	case "-":
 		to = os.Stdout
 	default:
-		f, err := os.OpenFile(n.cfg.AuditLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+		// Not blocking, since a pipe that nobody reads would hold up the start.
+		f, err := os.OpenFile(n.cfg.AuditLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("%w: --audit-log: %w", ErrConfig, err)
 		}
@@ -48,8 +50,15 @@ func (n *Node) openAudit() (*slog.Logger, error) {
 	return slog.New(slog.NewJSONHandler(&auditWriter{to: to, log: n.log}, nil)), nil
 }
 
+// How long a line waits for the reader of a pipe, and the next while none reads.
+const (
+	auditPatience = time.Second
+	auditRetry    = time.Millisecond
+)
+
 // auditWriter writes the lines of the audit log, one at a time. Where that fails,
-// as on a full disk, requests go on, and the node's own log says so.
+// as on a full disk or a pipe that is full, requests go on, and the node's own
+// log says so.
 type auditWriter struct {
 	to     io.Writer
 	log    *slog.Logger
@@ -61,6 +70,13 @@ type auditWriter struct {
 func (w *auditWriter) Write(line []byte) (int, error) {
 	if w.torn { // what comes must be a line of its own
 		line = append([]byte{'\n'}, line...)
+	}
+	if to, ok := w.to.(interface{ SetWriteDeadline(time.Time) error }); ok {
+		patience := auditPatience
+		if w.failed {
+			patience = auditRetry
+		}
+		_ = to.SetWriteDeadline(time.Now().Add(patience)) // files have none, and need none
 	}
 	n, err := w.to.Write(line)
 	w.torn = n < len(line) && (n > 0 || w.torn)
