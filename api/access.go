@@ -32,6 +32,8 @@ type visit struct {
 	name    string // for the audit log
 	action  string // "" where nobody is asked for
 	subject string // whom it is about, where the path does not say
+
+	allowed func() error // asks again whether they may; nil: whoever it is, they may
 }
 
 type visitKey struct{}
@@ -48,21 +50,35 @@ func (s *server) may(act auth.Action, h handler) handler {
 	name := act.String()
 	return func(w http.ResponseWriter, r *http.Request) error {
 		v, repo := visitOf(r), mux.Vars(r)["name"]
+		v.allowed = func() error {
+			return s.challenge(w, r, s.Auth.Allow(v.who, repo, act), scope(repo, act))
+		}
 		err := s.Auth.Prove(r.Context(), act&(auth.Pull|auth.List) == 0)
 		if err == nil {
 			err = s.identify(v, w, r, name)
 		}
-		if err == nil {
-			err = s.Auth.Allow(v.who, repo, act)
-		}
 		if err != nil {
 			return s.challenge(w, r, err, scope(repo, act))
+		}
+		if err := v.allowed(); err != nil {
+			return err
 		}
 		return h(w, r)
 	}
 }
 
 func (s *server) entered(h handler) handler {
+	known := s.known(h)
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if err := s.Auth.Prove(r.Context(), false); err != nil {
+			return err
+		}
+		return known(w, r)
+	}
+}
+
+// known is entered as far as this node knows, be that old or nothing.
+func (s *server) known(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		v := visitOf(r)
 		err := s.identify(v, w, r, "enter")
@@ -98,6 +114,8 @@ type counter struct {
 	n  map[string]int
 }
 
+func newCounter() counter { return counter{n: map[string]int{}} }
+
 // enter counts one more, unless there are most already.
 func (c *counter) enter(name string, most int) bool {
 	c.mu.Lock()
@@ -119,13 +137,14 @@ func (c *counter) leave(name string) {
 
 // member is entered, and lets the operator in too. While there are no accounts
 // nobody's token is looked at, one made of another mesh's secret for instance.
+// It proves nothing first: a node that has yet to hear of its mesh says so here.
 func (s *server) member(h handler) handler {
-	operator, entered := s.operator(h), s.entered(h)
+	operator, known := s.operator(h), s.known(h)
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if _, ok := operatorToken(r); ok && !s.Auth.Open() {
 			return operator(w, r)
 		}
-		return entered(w, r)
+		return known(w, r)
 	}
 }
 
@@ -151,7 +170,8 @@ func (s *server) operator(h handler) handler {
 		v.action = auth.Admin.String()
 		if token, ok := operatorToken(r); ok {
 			if err := s.Admin.Check(token); err != nil {
-				return s.challenge(w, r, err)
+				v.name = v.who.Name() // nobody's, and counted so
+				return s.challenge(w, r, cmp.Or(s.admitted(v, w, r), err))
 			}
 			v.name = "operator"
 			return h(w, r)
@@ -160,8 +180,9 @@ func (s *server) operator(h handler) handler {
 		if err == nil {
 			err = s.identify(v, w, r, v.action)
 		}
+		v.allowed = func() error { return s.challenge(w, r, s.Auth.Allow(v.who, "", auth.Admin)) }
 		if err == nil {
-			err = s.Auth.Allow(v.who, "", auth.Admin)
+			err = v.allowed()
 		}
 		if errors.Is(err, oci.ErrUnauthorized) && r.Header.Get("Authorization") == "" {
 			err = oci.ErrUnauthorized.Because("this needs the token that flotilla makes of the mesh's secret, or an administrator's password")
@@ -217,8 +238,9 @@ func scope(repo string, act auth.Action) auth.Scope {
 // mayMount returns where d may be mounted from into repo for whoever sent r: the
 // repository that they name, if they may pull from it, or one of those that
 // hold d. "" with ok is wherever there is one. Where nothing but the token they
-// show stands in the way, it is ErrUnauthorized and the answer names the scopes
-// of one that would do, as other registries answer too.
+// show keeps them from the repository that they name, it is ErrUnauthorized and
+// the answer names the scopes of one that would do, as other registries answer
+// too. A name that they do not say is not told to a token that is not for it.
 func (s *server) mayMount(w http.ResponseWriter, r *http.Request, repo, from string, d digest.Digest) (source string, ok bool, err error) {
 	if s.Auth.Open() {
 		return from, true, nil
@@ -231,15 +253,15 @@ func (s *server) mayMount(w http.ResponseWriter, r *http.Request, repo, from str
 		}
 	}
 	for _, one := range sources {
-		switch why := s.Auth.Allow(visitOf(r).who, one, auth.Pull); {
-		case why == nil:
+		why := s.Auth.Allow(visitOf(r).who, one, auth.Pull)
+		if why == nil {
 			return one, true, nil
-		case err == nil && errors.Is(why, oci.ErrUnauthorized):
-			source, err = one, why
+		}
+		if from != "" && errors.Is(why, oci.ErrUnauthorized) {
+			return "", false, s.challenge(w, r, why, scope(repo, auth.Push), scope(from, auth.Pull))
 		}
 	}
-	return "", false, s.challenge(w, r, err,
-		scope(repo, auth.Push), scope(source, auth.Pull))
+	return "", false, nil
 }
 
 // bound returns what an upload is bound to: the repository and whoever began
@@ -249,6 +271,16 @@ func bound(r *http.Request, repo string) string {
 		return repo + "@" + who.Name()
 	}
 	return repo
+}
+
+// stillMay returns nil where whoever sent r still may do what they were let in
+// for. A body may take its sender hours: what it is for is done only if they
+// have lost neither account nor right meanwhile.
+func stillMay(r *http.Request) error {
+	if allowed := visitOf(r).allowed; allowed != nil {
+		return allowed()
+	}
+	return nil
 }
 
 // withVisit returns the context of a request whose sender will be known.

@@ -1,11 +1,13 @@
 package api_test
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -56,14 +58,24 @@ func guarded(t testing.TB) (*node, *lines) {
 			t.Fatal(err)
 		}
 	}
-	d, err := auth.ParseDocument([]byte(policy))
+	n.apply(t, policy)
+	return n, audit
+}
+
+// apply puts a policy in force.
+func (n *node) apply(t testing.TB, text string) {
+	t.Helper()
+	d, err := auth.ParseDocument([]byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.auth.Apply(t.Context(), "test", d, 0); err != nil {
+	_, revision, err := n.auth.Document()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return n, audit
+	if _, err := n.auth.Apply(t.Context(), "test", d, revision); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // as is the header that shows the account's password; "" shows nothing.
@@ -327,4 +339,53 @@ func TestTooManyRequests(t *testing.T) {
 		}
 	}
 	n.do(t, "GET", "/v2/", as(bob), nil).want(t, 200, nil) // another's are not counted together
+}
+
+// TestTooManyOperatorsTokens: who guesses at the operator's token is counted as
+// anybody without an account.
+func TestTooManyOperatorsTokens(t *testing.T) {
+	n, _ := guarded(t)
+	n.apply(t, "limits: {addressRequests: 0.5}")
+	for i := 0; ; i++ {
+		got := n.do(t, "DELETE", "/flotilla/v1/tokens", head{"Authorization": "Bearer 1.guess"}, nil)
+		if got.status == http.StatusTooManyRequests {
+			break
+		}
+		if got.refused(t, 401, "UNAUTHORIZED"); i == 100 {
+			t.Fatal("no guess was refused for being one too many")
+		}
+	}
+}
+
+// unheard is what a process knows that has yet to hear from its mesh.
+type unheard struct{ noSettings }
+
+func (unheard) Sync(context.Context) error { return oci.ErrUnavailable }
+
+// TestBeforeTheMeshWasHeard: a node that joins takes nobody for one who may, only
+// because it knows of no accounts yet: not even at the root of the API, where
+// clients try out a password.
+func TestBeforeTheMeshWasHeard(t *testing.T) {
+	a, err := auth.New(auth.Config{Settings: unheard{}, Mesh: func() string { return "" }, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cfg *api.Config
+	newNode(t, func(c *api.Config, _ *metadata.Cluster) { cfg = c })
+	cfg.Auth = a
+	h, err := api.New(*cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]int{
+		"/v2/": 503, "/v2/_catalog": 503, "/v2/_oci/ext/discover": 503, "/v2/r/tags/list": 503, "/flotilla/v1/policy": 503,
+		"/healthz": 200, "/flotilla/v1/status": 200,
+	} {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequestWithContext(t.Context(), "GET", path, nil)
+		r.SetBasicAuth("anybody", "anything")
+		if h.ServeHTTP(w, r); w.Code != want {
+			t.Errorf("%s: got %d %s, want %d", path, w.Code, w.Body, want)
+		}
+	}
 }

@@ -26,6 +26,7 @@ func (s *server) token(w http.ResponseWriter, r *http.Request) error {
 	if err := s.admitted(v, w, r); err != nil {
 		return err
 	}
+	keepPace(r, 0)
 	who, err := s.Auth.Token(w, r)
 	v.name = who.Name()
 	return err
@@ -129,7 +130,9 @@ func (s *server) putPolicy(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, done)
 }
 
+// readBody returns the whole body, if its sender still may when it has come.
 func readBody(r *http.Request) ([]byte, error) {
+	keepPace(r, maxForm)
 	b, err := io.ReadAll(io.LimitReader(r.Body, maxForm+1))
 	switch {
 	case err != nil:
@@ -137,15 +140,15 @@ func readBody(r *http.Request) ([]byte, error) {
 	case len(b) > maxForm:
 		return nil, oci.ErrUnsupported.Because("the body is larger than %d KiB", maxForm>>10)
 	}
-	return b, nil
+	return b, stillMay(r)
 }
 
 func readJSON(r *http.Request, into any) error {
 	b, err := readBody(r)
-	if err == nil {
-		err = json.Unmarshal(b, into)
-	}
 	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, into); err != nil {
 		return oci.ErrUnsupported.Because("the body is not the JSON that this call takes").Wrap(err)
 	}
 	return nil

@@ -87,9 +87,10 @@ type Served struct {
 // server is the state shared by all handlers.
 type server struct {
 	Config
-	large   chan struct{} // a token for each large manifest in memory
-	parsing chan struct{} // a token for each of them that is parsed
-	bodies  counter       // blobs that accounts send now
+	large     chan struct{} // a token for each large manifest in memory
+	parsing   chan struct{} // a token for each of them that is parsed
+	bodies    counter       // blobs that accounts send now
+	manifests counter       // and large manifests
 }
 
 // New returns the handler of everything on the public port. It must be mounted
@@ -103,6 +104,9 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Idle <= 0 {
 		cfg.Idle = time.Minute
 	}
-	s := &server{Config: cfg, large: make(chan struct{}, maxLarge), parsing: make(chan struct{}, maxParsing), bodies: counter{n: map[string]int{}}}
+	s := &server{
+		Config: cfg, large: make(chan struct{}, maxLarge), parsing: make(chan struct{}, maxParsing),
+		bodies: newCounter(), manifests: newCounter(),
+	}
 	return s.routes(), nil
 }

@@ -6,13 +6,17 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
@@ -47,10 +51,10 @@ func TestAttacks(t *testing.T) {
 	})
 	t.Run("mount with a token for the target alone", func(t *testing.T) {
 		h := n.token(t, alice, "repository:team-a/new:pull,push")
-		for _, from := range []string{"&from=team-a/app", ""} {
-			n.do(t, "POST", "/v2/team-a/new/blobs/uploads/?mount="+secret.String()+from, h, nil).want(t, 401, head{"WWW-Authenticate": `Bearer realm="` +
-				n.url + `/token",service="flotilla",scope="repository:team-a/new:pull,push repository:team-a/app:pull",error="insufficient_scope"`})
-		}
+		n.do(t, "POST", "/v2/team-a/new/blobs/uploads/?mount="+secret.String()+"&from=team-a/app", h, nil).want(t, 401, head{"WWW-Authenticate": `Bearer realm="` +
+			n.url + `/token",service="flotilla",scope="repository:team-a/new:pull,push repository:team-a/app:pull",error="insufficient_scope"`})
+		// A name that the client does not say is not told to this token.
+		n.do(t, "POST", "/v2/team-a/new/blobs/uploads/?mount="+secret.String(), h, nil).want(t, 202, head{"WWW-Authenticate": ""})
 		// What alice herself may not read, no token of hers would mount.
 		n.do(t, "POST", "/v2/team-a/new/blobs/uploads/?mount="+secret.String()+"&from=team-b/mine", h, nil).want(t, 202, nil)
 		both := n.token(t, alice, "repository:team-a/new:pull,push", "repository:team-a/app:pull")
@@ -234,4 +238,157 @@ func (n *node) wire(t testing.TB, request string) string {
 	}
 	b, _ := io.ReadAll(bufio.NewReader(conn)) // a reset ends it too
 	return string(b)
+}
+
+// tardy is a body whose first byte comes only when meanwhile has happened.
+type tardy struct {
+	io.Reader
+	meanwhile func()
+}
+
+func (s *tardy) Read(p []byte) (int, error) {
+	if s.meanwhile != nil {
+		s.meanwhile()
+		s.meanwhile = nil
+	}
+	return s.Reader.Read(p)
+}
+
+// TestAttackBodiesThatOutliveARight: whoever is let in with a body and sends it
+// slowly does nothing with it any more once the right, or the account, is gone.
+func TestAttackBodiesThatOutliveARight(t *testing.T) {
+	const index = `{"schemaVersion":2,"mediaType":"` + oci.TypeIndex + `","manifests":[]}`
+	large := strings.Replace(index, `"manifests"`, `"annotations":{"a":"`+strings.Repeat("x", 400<<10)+`"},"manifests"`, 1)
+	none := digest.FromString("late")
+	remove := func(t *testing.T, n *node, name string) {
+		if _, err := n.auth.RemoveAccount(t.Context(), "test", name, false); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, row := range []struct {
+		what, method, path, body, who string
+		status                        int
+		then                          string // root must find nothing there
+		meanwhile                     func(*testing.T, *node)
+	}{
+		{"a manifest", "PUT", "/v2/team-a/app/manifests/late", index, alice, 401, "/v2/team-a/app/manifests/late",
+			func(t *testing.T, n *node) { remove(t, n, alice) }},
+		{"a large manifest", "PUT", "/v2/team-a/app/manifests/late", large, alice, 401, "/v2/team-a/app/manifests/late",
+			func(t *testing.T, n *node) { remove(t, n, alice) }},
+		{"a manifest, by policy", "PUT", "/v2/team-a/app/manifests/late", index, alice, 403, "/v2/team-a/app/manifests/late",
+			func(t *testing.T, n *node) { n.apply(t, "{}") }},
+		{"a blob", "POST", "/v2/team-a/app/blobs/uploads/?digest=" + none.String(), "late", alice, 401, "/v2/team-a/app/blobs/" + none.String(),
+			func(t *testing.T, n *node) { remove(t, n, alice) }},
+		{"the end of an upload", "PUT", "SESSION?digest=" + none.String(), "late", alice, 401, "/v2/team-a/app/blobs/" + none.String(),
+			func(t *testing.T, n *node) { remove(t, n, alice) }},
+		{"an account", "POST", "/flotilla/v1/accounts", `{"name":"back","kind":"robot","admin":true}`, root, 401, "",
+			func(t *testing.T, n *node) { remove(t, n, root) }},
+		{"a policy", "PUT", "/flotilla/v1/policy", `{"anonymous":{"pull":["**"]}}`, root, 401, "",
+			func(t *testing.T, n *node) { remove(t, n, root) }},
+	} {
+		t.Run(row.what, func(t *testing.T) {
+			n, _ := guarded(t)
+			path := row.path
+			if rest, ok := strings.CutPrefix(path, "SESSION"); ok {
+				path = n.do(t, "POST", "/v2/team-a/app/blobs/uploads/", as(row.who), nil).want(t, 202, nil).header.Get("Location") + rest
+			}
+			r := httptest.NewRequestWithContext(t.Context(), row.method, path, &tardy{strings.NewReader(row.body), func() { row.meanwhile(t, n) }})
+			for k, v := range with(row.who, oci.TypeIndex) {
+				r.Header.Set(k, v)
+			}
+			w := httptest.NewRecorder()
+			n.handler.ServeHTTP(w, r)
+			if challenged := w.Header().Get("WWW-Authenticate") != ""; w.Code != row.status || challenged != (row.status == 401) {
+				t.Errorf("got %d %s (challenged: %t)", w.Code, w.Body, challenged)
+			}
+			if row.then != "" {
+				n.do(t, "GET", row.then, as(root), nil).want(t, 404, nil)
+			}
+			if all, err := n.auth.Accounts(); err != nil || slices.ContainsFunc(all, func(a auth.Account) bool { return a.Name == "back" }) {
+				t.Errorf("accounts %v (%v)", all, err)
+			}
+			n.do(t, "GET", "/v2/team-a/app/tags/list", nil, nil).want(t, 401, nil)
+		})
+	}
+}
+
+// TestAttackMovingATagThatHasBecomeImmutable: the policy that counts is the one
+// at the end of the body.
+func TestAttackMovingATagThatHasBecomeImmutable(t *testing.T) {
+	n, _ := guarded(t)
+	n.apply(t, strings.Split(policy, "immutable:")[0])
+	m, _ := n.stock(t, "team-a/app", "v1")
+	body := &tardy{strings.NewReader(`{"schemaVersion":2,"mediaType":"` + oci.TypeIndex + `","manifests":[]}`), func() { n.apply(t, policy) }}
+	r := httptest.NewRequestWithContext(t.Context(), "PUT", "/v2/team-a/app/manifests/v1", body)
+	for k, v := range with(alice, oci.TypeIndex) {
+		r.Header.Set(k, v)
+	}
+	w := httptest.NewRecorder()
+	n.handler.ServeHTTP(w, r)
+	if w.Code != 403 {
+		t.Errorf("got %d %s", w.Code, w.Body)
+	}
+	n.do(t, "GET", "/v2/team-a/app/manifests/v1", as(alice), nil).want(t, 200, head{"Docker-Content-Digest": m.String()})
+}
+
+// TestAttackHoldingLargeManifests: one account that begins many large manifests
+// and ends none takes no place from others.
+func TestAttackHoldingLargeManifests(t *testing.T) {
+	n, _ := guarded(t)
+	large := `{"schemaVersion":2,"mediaType":"` + oci.TypeIndex + `","annotations":{"a":"` + strings.Repeat("x", 400<<10) + `"},"manifests":[]}`
+	const tries = 80
+	results := make(chan int, tries)
+	release := make(chan struct{})
+	end := sync.OnceFunc(func() { close(release) })
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer end()
+	for i := range tries {
+		all.Go(func() {
+			rest := &tardy{strings.NewReader(large[300<<10:]), func() { results <- 0; <-release }}
+			r := httptest.NewRequestWithContext(t.Context(), "PUT", fmt.Sprintf("/v2/team-a/app/manifests/t%d", i), io.MultiReader(strings.NewReader(large[:300<<10]), rest))
+			for k, v := range with(alice, oci.TypeIndex) {
+				r.Header.Set(k, v)
+			}
+			w := httptest.NewRecorder()
+			n.handler.ServeHTTP(w, r)
+			results <- w.Code
+		})
+	}
+	count := map[int]int{}
+	for range tries {
+		count[<-results]++
+	}
+	if count[0] == 0 || count[0] > 16 || count[0]+count[429] != tries {
+		t.Errorf("held and refused: %v", count)
+	}
+	n.do(t, "PUT", "/v2/team-b/app/manifests/large", with(bob, oci.TypeIndex), large).want(t, 201, nil)
+	end()
+	for range count[0] {
+		if status := <-results; status != 201 {
+			t.Errorf("a manifest that was held: %d", status)
+		}
+	}
+	n.do(t, "PUT", "/v2/team-a/app/manifests/large", with(alice, oci.TypeIndex), large).want(t, 201, nil)
+}
+
+// TestAttackDeletingUnderAnImmutableTag: a manifest is deleted by digest while an
+// immutable tag is pushed to it. Once the push is answered, the tag stays.
+func TestAttackDeletingUnderAnImmutableTag(t *testing.T) {
+	n, _ := guarded(t)
+	for i := range 50 {
+		body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"annotations":{"n":"%d"},"manifests":[]}`, oci.TypeIndex, i)
+		at, tag := "/v2/team-a/app/manifests/"+digest.FromString(body).String(), fmt.Sprintf("/v2/team-a/app/manifests/v%d", i)
+		n.do(t, "PUT", at, with(alice, oci.TypeIndex), body).want(t, 201, nil)
+		var pushed, dropped reply
+		var both sync.WaitGroup
+		both.Go(func() { pushed = n.do(t, "PUT", tag, with(alice, oci.TypeIndex), body) })
+		both.Go(func() { dropped = n.do(t, "DELETE", at, as(alice), nil) })
+		both.Wait()
+		pushed.want(t, 201, nil)
+		if dropped.status != 202 && dropped.status != 403 {
+			t.Errorf("the deletion: got %d %s", dropped.status, dropped.body)
+		}
+		n.do(t, "GET", tag, as(alice), nil).want(t, 200, nil)
+	}
 }

@@ -247,3 +247,36 @@ func TestReaderThatStops(t *testing.T) {
 		}
 	})
 }
+
+// TestSlowForm: what is kept in memory comes whole in a minute for each 128 KiB,
+// also of somebody who sends a byte now and then.
+func TestSlowForm(t *testing.T) {
+	for name, request := range map[string]string{
+		"a form for a token": "POST /token HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 60000\r\n\r\n",
+		"a manifest":         "PUT /v2/r/manifests/latest HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			withPipes(t, func(t *testing.T, dial func() net.Conn) {
+				conn := dial()
+				start, stop := time.Now(), make(chan struct{})
+				go func() {
+					_, err := io.WriteString(conn, request)
+					for err == nil {
+						select {
+						case <-stop:
+							return
+						case <-time.After(50 * time.Second):
+							_, err = io.WriteString(conn, "a")
+						}
+					}
+				}()
+				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				close(stop)
+				if took := time.Since(start); err != nil || resp.StatusCode != 400 || took > 40*time.Minute {
+					t.Errorf("got %v, %v after %s", resp, err, took)
+				}
+				conn.Close()
+			})
+		})
+	}
+}

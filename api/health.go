@@ -53,8 +53,8 @@ func (s *server) status(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, s.Status(r.Context()))
 }
 
-// base answers GET /v2/ (end-1): this is a registry. It asks nobody, so that
-// clients may find out during an election too.
+// base answers GET /v2/ (end-1): this is a registry. It asks nobody what it
+// holds, so that clients may find out during an election too.
 func (s *server) base(w http.ResponseWriter, _ *http.Request) error {
 	return writeJSON(w, http.StatusOK, struct{}{})
 }

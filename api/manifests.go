@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"slices"
@@ -77,10 +78,7 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	all := withTag(tags, ref.Tag)
-	if err := s.storeManifest(r.Context(), metadata.Put{
-		Repo: repo, Tags: all, Manifest: m, Body: body, ImmutableTags: s.immutable(repo, all),
-	}); err != nil {
+	if err := s.storeManifest(r, m, body, withTag(tags, ref.Tag)); err != nil {
 		return err
 	}
 	h := w.Header()
@@ -96,16 +94,23 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// storeManifest commits p, after placing a body that is too large to ride in the
-// log. Bytes first, then the name.
-func (s *server) storeManifest(ctx context.Context, p metadata.Put) error {
-	if len(p.Body) > s.Catalog.InlineLimit() {
-		if err := s.Blobs.Put(ctx, p.Manifest.Digest, p.Manifest.Size, bytes.NewReader(p.Body)); err != nil {
+// storeManifest commits m under the tags, after placing a body that is too large
+// to ride in the log. Bytes first, then the name; the policy last, as it is when
+// the bytes have come.
+func (s *server) storeManifest(r *http.Request, m oci.Manifest, body []byte, tags []string) error {
+	if len(body) > s.Catalog.InlineLimit() {
+		if err := s.Blobs.Put(r.Context(), m.Digest, m.Size, bytes.NewReader(body)); err != nil {
 			return err
 		}
-		p.Body = nil
+		body = nil
 	}
-	return s.Catalog.PutManifest(ctx, p)
+	if err := stillMay(r); err != nil {
+		return err
+	}
+	repo := mux.Vars(r)["name"]
+	return s.Catalog.PutManifest(r.Context(), metadata.Put{
+		Repo: repo, Tags: tags, Manifest: m, Body: body, ImmutableTags: s.immutable(repo, tags),
+	})
 }
 
 // deleteManifest answers DELETE of a tag or of a manifest with all its tags
@@ -116,25 +121,49 @@ func (s *server) deleteManifest(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	doomed := []string{ref.Tag}
-	if ref.Digest != "" {
-		if doomed, err = s.Catalog.TagsOn(r.Context(), repo, ref.Digest); err != nil {
-			return err
-		}
-	}
-	if kept := s.immutable(repo, doomed); len(kept) > 0 {
-		return oci.ErrDenied.Because("the tag %s is immutable", kept[0])
-	}
 	var everywhere bool
-	if ref.Digest != "" {
+	switch {
+	case ref.Digest == "":
+		if err = s.mayGo(repo, ref.Tag); err == nil {
+			everywhere, err = s.Catalog.DeleteTag(r.Context(), repo, ref.Tag)
+		}
+	case s.Auth.HasImmutable(repo):
+		everywhere, err = s.deleteTagged(r.Context(), repo, ref.Digest)
+	default:
 		everywhere, err = s.Catalog.DeleteManifest(r.Context(), repo, ref.Digest)
-	} else {
-		everywhere, err = s.Catalog.DeleteTag(r.Context(), repo, ref.Tag)
 	}
 	if err != nil {
 		return err
 	}
 	deleted(w, everywhere)
+	return nil
+}
+
+// deleteTagged deletes a manifest unless one of the tags on it is immutable, be
+// it one that is pushed at the same time.
+func (s *server) deleteTagged(ctx context.Context, repo string, d digest.Digest) (everywhere bool, err error) {
+	const tries = 10
+	for range tries {
+		tags, err := s.Catalog.TagsOn(ctx, repo, d)
+		if err == nil {
+			err = s.mayGo(repo, tags...)
+		}
+		if err != nil {
+			return false, err
+		}
+		everywhere, err = s.Catalog.DeleteTagged(ctx, repo, d, tags)
+		if !errors.Is(err, oci.ErrConflict) {
+			return everywhere, err
+		}
+	}
+	return false, oci.ErrConflict.Because("the tags on it keep changing")
+}
+
+// mayGo returns ErrDenied where one of the tags is immutable.
+func (s *server) mayGo(repo string, tags ...string) error {
+	if kept := s.immutable(repo, tags); len(kept) > 0 {
+		return oci.ErrDenied.Because("the tag %s is immutable", kept[0])
+	}
 	return nil
 }
 
@@ -160,10 +189,11 @@ const (
 	// smallManifest is what nearly all manifests fit in; any number of these
 	// may be on their way.
 	smallManifest = 256 << 10
-	// maxLarge is how many larger ones may be in memory at once, and
-	// maxParsing how many of them may be parsed, which takes many times their
-	// size for a moment.
+	// maxLarge is how many larger ones may be in memory at once, of which one
+	// account may have sent maxLargeOf, and maxParsing how many of them may be
+	// parsed, which takes many times their size for a moment.
 	maxLarge   = 64
+	maxLargeOf = maxLarge / 4
 	maxParsing = 2
 )
 
@@ -187,13 +217,11 @@ func (s *server) readManifest(r *http.Request) (body []byte, done func(), err er
 	if r.ContentLength > oci.MaxManifest {
 		return nil, done, oci.ErrManifestTooLarge
 	}
+	keepPace(r, oci.MaxManifest)
 	body, err = io.ReadAll(io.LimitReader(r.Body, smallManifest))
 	if err == nil && len(body) == smallManifest {
-		select {
-		case s.large <- struct{}{}:
-			done = func() { <-s.large }
-		default:
-			return nil, done, oci.ErrTooManyRequests.Because("too many large manifests at once")
+		if done, err = s.enterLarge(visitOf(r).name); err != nil {
+			return nil, done, err
 		}
 		var rest []byte
 		rest, err = io.ReadAll(io.LimitReader(r.Body, oci.MaxManifest-smallManifest+1))
@@ -206,6 +234,25 @@ func (s *server) readManifest(r *http.Request) (body []byte, done func(), err er
 		err = oci.ErrManifestTooLarge
 	}
 	return body, done, err
+}
+
+// enterLarge takes a place among the large manifests for one that the account
+// sends, until leave is called. No account gets so many that others find none.
+func (s *server) enterLarge(name string) (leave func(), err error) {
+	most := maxLargeOf
+	if s.Auth.Open() { // all are the same nobody
+		most = maxLarge
+	}
+	if !s.manifests.enter(name, most) {
+		return func() {}, oci.ErrTooManyRequests.Because("%s sends too many large manifests at once", name)
+	}
+	select {
+	case s.large <- struct{}{}:
+		return func() { <-s.large; s.manifests.leave(name) }, nil
+	default:
+		s.manifests.leave(name)
+		return func() {}, oci.ErrTooManyRequests.Because("too many large manifests at once")
+	}
 }
 
 // tagParameters returns the tags in r's query, each once.

@@ -150,12 +150,28 @@ type body struct {
 	read    atomic.Int64
 	done    atomic.Bool // all has come
 	failed  atomic.Bool // no more will come
+
+	until time.Time // when all must have come; see keepPace
 }
 
-// Read waits at most idle for the next bytes. That it ended early is an
+// keepPace has r's body, which is of size bytes at most and kept in memory, come
+// at a pace: a stride in each idle time, as answers must be taken. Without it a
+// byte now and then is enough, which is right for blobs of any size: they wait
+// on disk.
+func keepPace(r *http.Request, size int64) {
+	if b, ok := r.Body.(*body); ok {
+		b.until = time.Now().Add(b.idle * time.Duration(1+size/stride))
+	}
+}
+
+// Read waits at most idle for the next bytes, and not beyond until. That it ended early is an
 // ErrUploadInvalid.
 func (b *body) Read(p []byte) (int, error) {
-	b.control.SetReadDeadline(time.Now().Add(b.idle))
+	next := time.Now().Add(b.idle)
+	if !b.until.IsZero() && b.until.Before(next) {
+		next = b.until
+	}
+	b.control.SetReadDeadline(next)
 	n, err := b.ReadCloser.Read(p)
 	// Cleared at once: HTTP/2 would close the body when the time comes, even
 	// while nobody reads.
@@ -170,6 +186,9 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	b.failed.Store(true)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
+		if next == b.until {
+			return n, oci.ErrUploadInvalid.Because("the body came too slowly").Wrap(err)
+		}
 		return n, oci.ErrUploadInvalid.Because("no byte came for %s", b.idle).Wrap(err)
 	}
 	return n, oci.ErrUploadInvalid.Because("the body ended early").Wrap(err)

@@ -81,6 +81,9 @@ func (s *server) pushBlob(w http.ResponseWriter, r *http.Request, repo string) e
 	if size < 0 {
 		size = body.n
 	}
+	if err := stillMay(r); err != nil {
+		return err
+	}
 	if err := s.Catalog.LinkBlob(r.Context(), repo, d, size); err != nil {
 		return err
 	}
@@ -125,6 +128,9 @@ func (s *server) finishUpload(w http.ResponseWriter, r *http.Request) error {
 	size, err := s.Uploads.Finish(r.Context(), u, off, body, d)
 	if err != nil {
 		return s.explain(w, r, u, err)
+	}
+	if err := stillMay(r); err != nil {
+		return err
 	}
 	repo := mux.Vars(r)["name"]
 	if err := s.Catalog.LinkBlob(r.Context(), repo, d, size); err != nil {

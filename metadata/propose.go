@@ -220,6 +220,10 @@ func needs(cmd *wire.Command) uint32 {
 		if len(op.Manifest.ImmutableTags) > 0 { // one that does not know them would move the tag
 			return levelSettings
 		}
+	case *wire.Command_Unmanifest:
+		if op.Unmanifest.Tags != nil { // nor would it look at these
+			return levelSettings
+		}
 	}
 	return 1
 }

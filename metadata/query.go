@@ -168,7 +168,7 @@ func (s *state) blob(repo string, d digest.Digest) (b Blob, ok bool, err error) 
 
 // tagsOn lists the tags that name a manifest.
 func (s *state) tagsOn(repo string, d digest.Digest) (tags []string, err error) {
-	prefix, ok := repoDigestKey(repo, kindTagOf, d)
+	id, ok := parseSum(string(d))
 	if !ok {
 		return nil, nil
 	}
@@ -177,11 +177,7 @@ func (s *state) tagsOn(repo string, d digest.Digest) (tags []string, err error) 
 		return nil, err
 	}
 	defer s.mu.RUnlock()
-	err = scan(db, prefix, func(tag, _ []byte) (bool, error) {
-		tags = append(tags, string(tag))
-		return true, nil
-	})
-	return tags, err
+	return tagsOf(db, repo, id)
 }
 
 // linking lists the repositories that link d.

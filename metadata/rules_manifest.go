@@ -1,6 +1,9 @@
 package metadata
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"io"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -283,7 +286,32 @@ func (t *tx) unmanifest(op *wire.Unmanifest) (decision, error) {
 	if !ok {
 		return decision{verdict: noManifest}, nil
 	}
+	if op.Tags != nil {
+		tags, err := tagsOf(t.b, op.Repo, d)
+		if err != nil || !bytes.Equal(op.Tags, sumTags(tags)) {
+			return decision{verdict: tagsDiffer}, err
+		}
+	}
 	return decision{}, t.dropManifest(op.Repo, d, old, t.at.now)
+}
+
+// tagsOf lists the tags that name a manifest, in byte order.
+func tagsOf(r pebble.Reader, repo string, d sum) (tags []string, err error) {
+	err = scan(r, repoKey(repo, kindTagOf, string(d)), func(tag, _ []byte) (bool, error) {
+		tags = append(tags, string(tag))
+		return true, nil
+	})
+	return tags, err
+}
+
+// sumTags stands for tags in byte order, however many they are.
+func sumTags(tags []string) []byte {
+	h := sha256.New()
+	for _, tag := range tags {
+		io.WriteString(h, tag)
+		h.Write([]byte{0})
+	}
+	return h.Sum(nil)
 }
 
 // stored is what the rules must know of a manifest.

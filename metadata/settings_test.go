@@ -122,6 +122,32 @@ func TestImmutableTag(t *testing.T) {
 	}
 }
 
+// What is deleted with the tags on it has no other tag by then.
+func TestDeleteTagged(t *testing.T) {
+	m := grow(t, 3, 3)
+	n, ctx := m.follower(), context.Background()
+	img, body := image(1)
+	put := func(tag string) {
+		must(t, n.PutManifest(ctx, Put{Repo: "r", Tags: []string{tag}, Manifest: img, Body: body}))
+	}
+	put("b")
+	tags, err := n.TagsOn(ctx, "r", img.Digest)
+	must(t, err)
+	put("a")
+	if _, err := n.DeleteTagged(ctx, "r", img.Digest, tags); !errors.Is(err, oci.ErrConflict) {
+		t.Errorf("with another tag: %v", err)
+	}
+	must(t, n.pull("r", "a", 1))
+	tags, err = n.TagsOn(ctx, "r", img.Digest)
+	must(t, err)
+	_, err = n.DeleteTagged(ctx, "r", img.Digest, tags)
+	must(t, err)
+	if err := n.pull("r", "a", 1); !errors.Is(err, oci.ErrManifestUnknown) && !errors.Is(err, oci.ErrNameUnknown) {
+		t.Errorf("after that: %v", err)
+	}
+	m.sameState()
+}
+
 // Who links a blob is listed in pages, by name.
 func TestLinking(t *testing.T) {
 	m := newMesh(t)
@@ -247,6 +273,9 @@ func TestSettingsNeedLevel(t *testing.T) {
 	}
 	if err := n.PutManifest(ctx, marked); !errors.Is(err, oci.ErrUnsupported) {
 		t.Errorf("an immutable tag: %v", err)
+	}
+	if _, err := n.DeleteTagged(ctx, "r", img.Digest, nil); !errors.Is(err, oci.ErrUnsupported) {
+		t.Errorf("a manifest with certain tags: %v", err)
 	}
 	m.sameState()
 	earlier := backup(t, n)

@@ -220,6 +220,10 @@ func dropped(repo, name string) *wire.Unmanifest {
 	return &wire.Unmanifest{Repo: repo, Digest: sha(name)}
 }
 
+func droppedWith(repo, name string, tags ...string) *wire.Unmanifest {
+	return &wire.Unmanifest{Repo: repo, Digest: sha(name), Tags: sumTags(tags)}
+}
+
 func joined(id, name, key string) *wire.Member {
 	return &wire.Member{Id: id, Name: name, Key: fmt.Appendf(nil, "%-32s", key), Zone: "z", Weight: 7, Level: 1, Address: "h:1"}
 }

@@ -36,6 +36,7 @@ const (
 	settingDiffers
 	settingsFull
 	tagImmutable
+	tagsDiffer
 )
 
 // decision is a verdict with what the client is told beside it.
@@ -97,7 +98,7 @@ func (d decision) result() *applyResult {
 		r.err = oci.ErrDenied.Because("no other member owns blobs, and some are draining: take that back for one of them first")
 	case badSetting:
 		r.err = oci.ErrDenied.Because("malformed settings: a key is 1 to %d printable characters, a value at most %d bytes, all of one change %d", maxSettingKey, maxSetting, maxChange)
-	case settingDiffers:
+	case settingDiffers, tagsDiffer:
 		r.err = oci.ErrConflict
 	case settingsFull:
 		r.err = oci.ErrDenied.Because("a mesh keeps %d settings at most, of %d bytes together", maxSettings, maxSettingBytes)

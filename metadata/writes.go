@@ -121,6 +121,14 @@ func (c *Catalog) DeleteManifest(ctx context.Context, repo string, d digest.Dige
 	return c.writeEverywhere(ctx, "delete manifest", &wire.Command{Op: &wire.Command_Unmanifest{Unmanifest: op}})
 }
 
+// DeleteTagged is DeleteManifest for a manifest that exactly these tags name, as
+// TagsOn lists them: ErrConflict where others do by now. ErrUnsupported while a
+// member of a level below 3 remains.
+func (c *Catalog) DeleteTagged(ctx context.Context, repo string, d digest.Digest, tags []string) (everywhere bool, err error) {
+	op := &wire.Unmanifest{Repo: repo, Digest: d.String(), Tags: sumTags(tags)}
+	return c.writeEverywhere(ctx, "delete manifest", &wire.Command{Op: &wire.Command_Unmanifest{Unmanifest: op}})
+}
+
 // writeEverywhere is write for what may be known nowhere any more, or must be
 // known everywhere, when it is answered.
 func (c *Catalog) writeEverywhere(ctx context.Context, what string, cmd *wire.Command) (everywhere bool, err error) {

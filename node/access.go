@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -8,6 +9,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"syscall"
+	"time"
 
 	"github.com/flotilla-registry/flotilla/api"
 	"github.com/flotilla-registry/flotilla/api/auth"
@@ -37,13 +40,54 @@ func (n *Node) openAudit() (*slog.Logger, error) {
 	case "-":
 		to = os.Stdout
 	default:
-		f, err := os.OpenFile(n.cfg.AuditLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+		// Not blocking, since a pipe that nobody reads would hold up the start.
+		f, err := os.OpenFile(n.cfg.AuditLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("%w: --audit-log: %w", ErrConfig, err)
 		}
 		n.auditFile, to = f, f
 	}
-	return slog.New(slog.NewJSONHandler(to, nil)), nil
+	return slog.New(slog.NewJSONHandler(&auditWriter{to: to, log: n.log}, nil)), nil
+}
+
+// How long a line waits for the reader of a pipe, and the next while none reads.
+const (
+	auditPatience = time.Second
+	auditRetry    = time.Millisecond
+)
+
+// auditWriter writes the lines of the audit log, one at a time. Where that fails,
+// as on a full disk or a pipe that is full, requests go on, and the node's own
+// log says so.
+type auditWriter struct {
+	to     io.Writer
+	log    *slog.Logger
+	failed bool // the last line did not go out
+	torn   bool // a part of it did
+}
+
+// Write implements io.Writer.
+func (w *auditWriter) Write(line []byte) (int, error) {
+	if w.torn { // what comes must be a line of its own
+		line = append([]byte{'\n'}, line...)
+	}
+	if to, ok := w.to.(interface{ SetWriteDeadline(time.Time) error }); ok {
+		patience := auditPatience
+		if w.failed {
+			patience = auditRetry
+		}
+		_ = to.SetWriteDeadline(time.Now().Add(patience)) // files have none, and need none
+	}
+	n, err := w.to.Write(line)
+	w.torn = n < len(line) && (n > 0 || w.torn)
+	switch {
+	case err != nil && !w.failed:
+		w.log.Error("the audit log cannot be written; its lines are lost until it can", "error", err)
+	case err == nil && w.failed:
+		w.log.Warn("the audit log is written again")
+	}
+	w.failed = err != nil
+	return n, err
 }
 
 // clientAuthorities reads who may sign clients' certificates.
@@ -70,8 +114,16 @@ func (n *Node) publicTLS() *tls.Config {
 }
 
 // sayWhoMay logs what anybody who reaches the public port may do, where that
-// is more than an operator may expect.
-func (n *Node) sayWhoMay() {
+// is more than an operator may expect. What there is in accounts it has to hear
+// of the mesh first.
+func (n *Node) sayWhoMay(ctx context.Context) {
+	for n.auth.Prove(ctx, true) != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryJoin):
+		}
+	}
 	if n.auth.Open() && exposed(n.publicLn.Addr()) {
 		n.log.Warn("the public port is reachable from other machines and there are no accounts: anyone who reaches it may pull, push and delete; flotilla user add makes an account",
 			"listen", n.publicLn.Addr().String())

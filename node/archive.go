@@ -31,6 +31,9 @@ const (
 type Restored struct {
 	Blobs int   `json:"blobs"`
 	Bytes int64 `json:"bytes"` // of the blobs
+	// Opened says that it held settings but no account, which took the place of
+	// the accounts that the mesh had: from now on anybody may do everything.
+	Opened bool `json:"opened,omitempty"`
 }
 
 // Backup implements api.Archive. The catalogue is as it is when this begins,
@@ -133,11 +136,15 @@ func (n *Node) Restore(ctx context.Context, r io.Reader) (any, error) {
 			return nil, errNoArchive.Wrap(err)
 		case header.Name == ArchiveCatalogue:
 			names := &entryReader{Reader: &lastEntry{archive, header.Size}}
+			open := n.auth.Open()
 			if err := n.catalog.Restore(ctx, names); err != nil {
 				if names.broken.Load() { // the rest is what came of it
 					err = errNoArchive.Wrap(err)
 				}
 				return nil, err
+			}
+			if held.Opened = !open && n.auth.Open(); held.Opened {
+				n.log.Warn("the backup that was restored held no accounts: anyone who reaches the public port may pull, push and delete")
 			}
 			return held, nil
 		case strings.HasPrefix(header.Name, ArchiveBlobs):

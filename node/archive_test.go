@@ -140,3 +140,29 @@ func TestCatalogueAlone(t *testing.T) {
 	}
 	to.pullMany(images, 0, 1)
 }
+
+// TestRestoreThatOpens: the backup of a mesh that had keys for tokens and no
+// accounts leaves a mesh without any, and says so.
+func TestRestoreThatOpens(t *testing.T) {
+	from, to := newCluster(t, 1), newCluster(t, 1)
+	from.push(0, "app", "v1", newImage(100))
+	from.do(0, http.StatusOK, http.MethodGet, "/token", nil)
+	archive := from.backup(0, "?blobs")
+	if _, _, err := to.nodes[0].auth.AddUser(t.Context(), "test", "root", "rootrootroot", false); err != nil {
+		t.Fatal(err)
+	}
+	var got Restored
+	if err := json.Unmarshal(to.operate(0, http.StatusOK, http.MethodPost, "restore", archive...).body, &got); err != nil || !got.Opened {
+		t.Errorf("restored %+v (%v)", got, err)
+	}
+	to.do(0, http.StatusOK, http.MethodGet, "/v2/_catalog", nil)
+
+	again := newCluster(t, 1) // which had none before
+	got = Restored{}
+	if err := json.Unmarshal(again.operate(0, http.StatusOK, http.MethodPost, "restore", archive...).body, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Opened {
+		t.Error("it says that a mesh was opened which was open")
+	}
+}

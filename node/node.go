@@ -129,7 +129,9 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 	n.running.Go(func() {
 		if err := n.enterMesh(life); err != nil && life.Err() == nil {
 			n.fail(err)
+			return
 		}
+		n.sayWhoMay(life)
 	})
 	n.running.Go(func() {
 		if err := n.disk.MakeShards(life); err != nil && life.Err() == nil {

@@ -272,7 +272,6 @@ func (n *Node) servePublic() (err error) {
 		n.public.TLSConfig = n.publicTLS()
 		serve = func() error { return n.public.ServeTLS(n.publicLn, "", "") }
 	}
-	n.sayWhoMay()
 	n.log.Info("serving", "name", n.cfg.Name, "id", n.id(), "listen", n.publicLn.Addr().String(), "peers", n.peerAddr, "gossip", n.members.Address(), "data", n.cfg.Data)
 	n.running.Go(func() {
 		if err := serve(); !errors.Is(err, http.ErrServerClosed) {

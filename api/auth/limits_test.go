@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -119,6 +120,31 @@ func TestAttackGuessingPasswords(t *testing.T) {
 	wantErr(t, "from elsewhere", n.may(right, "team-a/x", auth.Pull), nil)
 	right.RemoteAddr = basic("ann", annPassword).RemoteAddr
 	wantErr(t, "from that address, known by now", n.may(right, "team-a/x", auth.Pull), nil)
+}
+
+// TestAttackGuessingManyAtOnce sends guesses from one address as fast as they
+// are answered, many at a time: on average they are no more than one by one.
+func TestAttackGuessingManyAtOnce(t *testing.T) {
+	n := house(t)
+	const together, tenths = 16, 100
+	var checked atomic.Int64
+	for range tenths {
+		var all sync.WaitGroup
+		for i := range together {
+			all.Go(func() {
+				_, err := n.Identify(basic("ann", fmt.Sprintf("guess %d", i)))
+				if errors.Is(err, oci.ErrUnauthorized) {
+					checked.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		n.clock.pass(100 * time.Millisecond)
+	}
+	// A burst of 50, 10 a second, and once the ones that were under way then.
+	if got := checked.Load(); got > 50+tenths+together {
+		t.Errorf("%d guesses were checked in %d tenths of a second", got, tenths)
+	}
 }
 
 // TestAttackManyPasswordsAtOnce has more passwords come than may wait, from

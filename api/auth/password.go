@@ -172,7 +172,8 @@ func (a *Authority) login(r *http.Request, name, password string) (Principal, er
 }
 
 // guess checks a password, unless too many wrong ones came from this address.
-// Those that are being checked do not count yet; there is a bound to them too.
+// Those that are being checked do not count yet. Each of them that is wrong
+// does later, below zero too: else many at once would cost no more than one.
 func (a *Authority) guess(r *http.Request, s *state, acc *account, password string) error {
 	bucket := a.guessRates.bucket(clientAddress(r), guesses, guessesBurst, a.now())
 	if bucket.TokensAt(a.now()) < 1 {
@@ -180,7 +181,7 @@ func (a *Authority) guess(r *http.Request, s *state, acc *account, password stri
 	}
 	err := a.passwords.check(r.Context(), acc, password, a.highestCost(s))
 	if errors.Is(err, oci.ErrUnauthorized) {
-		bucket.AllowN(a.now(), 1)
+		bucket.ReserveN(a.now(), 1)
 	}
 	return err
 }

@@ -146,6 +146,17 @@ func (a *Authority) Immutable(repo, tag string) bool {
 	return err != nil || s.policy.immutableTag(repo, tag)
 }
 
+// HasImmutable reports whether any tag of the repository is immutable. It is true
+// where that cannot be told.
+func (a *Authority) HasImmutable(repo string) bool {
+	s, err := a.current()
+	if err != nil || s.policy.broken {
+		return true
+	}
+	parts := components(repo)
+	return parts == nil || slices.ContainsFunc(s.policy.immutable, func(im immutable) bool { return matchAny(im.repositories, parts) })
+}
+
 func (p *policy) immutableTag(repo, tag string) bool {
 	parts := components(repo)
 	if p.broken || parts == nil {

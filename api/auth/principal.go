@@ -15,10 +15,10 @@ type Action uint8
 
 // What can be done to a repository, and, Admin, to the mesh.
 const (
-	Pull   Action = 1 << iota // read manifests and blobs
+	Pull   Action = 1 << iota // read manifests, their referrers, and blobs
 	Push                      // write them, and move tags
 	Delete                    // drop tags, manifests and blobs
-	List                      // see the repository in the catalogue, its tags and referrers
+	List                      // see the repository in the catalogue, and its tags
 	Admin                     // the mesh's admin API
 )
 

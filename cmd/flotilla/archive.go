@@ -166,6 +166,9 @@ then their pulls fail.`,
 				return fmt.Errorf("%s does not answer like a flotilla node", r.server)
 			}
 			fmt.Fprintf(c.OutOrStdout(), "restored the names and %d blobs of %s\n", got.Blobs, size(got.Bytes))
+			if got.Opened {
+				fmt.Fprintln(c.OutOrStdout(), "The backup held settings but no account, and so the mesh has none any more: anybody may do everything until flotilla user add makes one.")
+			}
 			return nil
 		},
 	}

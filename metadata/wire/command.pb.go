@@ -618,6 +618,7 @@ type Unmanifest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Repo          string                 `protobuf:"bytes,1,opt,name=repo,proto3" json:"repo,omitempty"`
 	Digest        string                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Tags          []byte                 `protobuf:"bytes,3,opt,name=tags,proto3,oneof" json:"tags,omitempty"` // SHA-256 of the tags that must name it, in byte order, each with a 0 byte after it (level 3)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -664,6 +665,13 @@ func (x *Unmanifest) GetDigest() string {
 		return x.Digest
 	}
 	return ""
+}
+
+func (x *Unmanifest) GetTags() []byte {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
 }
 
 // Member enters a node, updates what is known of it, or buries it.
@@ -1354,11 +1362,13 @@ const file_command_proto_rawDesc = "" +
 	"\x05_body\"-\n" +
 	"\x05Untag\x12\x12\n" +
 	"\x04repo\x18\x01 \x01(\tR\x04repo\x12\x10\n" +
-	"\x03tag\x18\x02 \x01(\tR\x03tag\"8\n" +
+	"\x03tag\x18\x02 \x01(\tR\x03tag\"Z\n" +
 	"\n" +
 	"Unmanifest\x12\x12\n" +
 	"\x04repo\x18\x01 \x01(\tR\x04repo\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\tR\x06digest\"\xea\x01\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x17\n" +
+	"\x04tags\x18\x03 \x01(\fH\x00R\x04tags\x88\x01\x01B\a\n" +
+	"\x05_tags\"\xea\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1483,6 +1493,7 @@ func file_command_proto_init() {
 		(*Command_Settings)(nil),
 	}
 	file_command_proto_msgTypes[3].OneofWrappers = []any{}
+	file_command_proto_msgTypes[5].OneofWrappers = []any{}
 	file_command_proto_msgTypes[11].OneofWrappers = []any{}
 	file_command_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
