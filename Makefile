@@ -3,10 +3,10 @@ SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-GOTEST_TIMEOUT ?= 10m
+GOTEST_TIMEOUT ?= 20m
 PLATFORMS      := linux/arm64 linux/arm darwin/arm64 windows/amd64
 
-.PHONY: help run build test lint conformance clients logins helm kill faults faults-mutants bench cross clean
+.PHONY: help run build test lint vuln conformance clients logins helm kill faults faults-mutants bench cross clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,9 @@ lint: ## check format, common mistakes and shell scripts
 	@go tool -modfile=.tools/go.mod staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run deploy/test/*.sh; else echo "shellcheck is not here: scripts not checked"; fi
 	@echo "lint: clean"
+
+vuln: ## look for known vulnerabilities in what the programs call
+	@deploy/test/vuln.sh
 
 conformance: ## run the distribution specification's tests through three nodes at once
 	@deploy/test/conformance.sh
