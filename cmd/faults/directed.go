@@ -255,3 +255,23 @@ func (w *world) reads(ctx context.Context, c *worker, n *rig.Node, repo, tag str
 		return err == nil && d == i.digest
 	})
 }
+
+// leaderKills is how many leaders die in a row: how long an election takes is
+// drawn by lot, so one alone says little about the median.
+const leaderKills = 5
+
+// leaders: writes go on soon after each leader's death.
+func leaders(ctx context.Context, w *world, _ options) error {
+	if err := w.push(ctx, w.mesh[0], w.image(0, "leaders/app", 5000, 50_000), "v1"); err != nil {
+		return err
+	}
+	for range leaderKills {
+		if err := killLeader(ctx, w, event{}); err != nil {
+			return err
+		}
+		if _, err := w.recover(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}

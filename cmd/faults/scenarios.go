@@ -27,6 +27,7 @@ func scenarios() []scenario {
 		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, false, nil, minority},
 		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, false, nil, lostAnswer},
 		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, false, nil, badCopy},
+		{"leaders", "one leader after another is killed", 5, false, false, nil, leaders},
 		{"heal", "of three nodes one goes, and then its disk for good", 3, false, false, nil, heal},
 		{"upgrade", "three nodes are upgraded one by one, across a feature level, with clients at work", 3, false, true, []string{older}, upgrade},
 		{"collect", "days go by, and what was deleted goes", 5, false, false, []string{rig.Clocks}, collect},
