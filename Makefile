@@ -26,11 +26,12 @@ test: ## run every test with the race detector (needs a C compiler)
 	  /^FAIL\t/ { failed++ } \
 	  END { printf "test: %d packages passed, %d failed\n", ok, failed }'
 
-lint: ## check format, common mistakes and shell scripts
+lint: ## check format, common mistakes, shell scripts and patches
 	@test -z "$$(gofmt -l .tools cmd api mesh metadata node | tee /dev/stderr)"
 	@go vet ./...
 	@go tool -modfile=.tools/go.mod staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run deploy/test/*.sh; else echo "shellcheck is not here: scripts not checked"; fi
+	@for p in cmd/faults/mutants/*.patch; do git apply --check "$$p"; done
 	@echo "lint: clean"
 
 vuln: ## look for known vulnerabilities in what the programs call
