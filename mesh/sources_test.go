@@ -113,7 +113,7 @@ func TestSilentSource(t *testing.T) {
 func TestSlowReader(t *testing.T) {
 	c := newCluster(t, option{replicas: 1}, "a", "a", "b")
 	content, d := contentFor(t, 1<<20, func(d digest.Digest) bool {
-		return c.Ring().Gateway(d, "a")[0].ID == uuid(1)
+		return c.Ring().Head(d, "a")[0].ID == uuid(1)
 	})
 	c.nodes[2].hold(t, content)
 	slow, _, err := c.nodes[0].blobs.Open(t.Context(), d)
@@ -206,7 +206,7 @@ func TestOffsets(t *testing.T) {
 func TestNobodyWaitsInACircle(t *testing.T) {
 	c := newCluster(t, option{replicas: 2, silence: 300 * time.Millisecond}, "a", "a", "-b")
 	source := c.nodes[2]
-	content, d := contentFor(t, 400_000, func(d digest.Digest) bool { return c.Ring().Gateway(d, "a")[0].ID == uuid(0) })
+	content, d := contentFor(t, 400_000, func(d digest.Digest) bool { return c.Ring().Head(d, "a")[0].ID == uuid(0) })
 	source.hold(t, content)
 	var phase atomic.Int64 // 0: one half, 1: dead, 2: well again
 	source.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
