@@ -146,7 +146,7 @@ func NewBlobs(cfg BlobsConfig) *Blobs {
 		id: cfg.ID, zone: cfg.Zone, local: cfg.Local, members: cfg.Members, client: cfg.Client,
 		patience: cfg.Patience.orDefaults(), log: cfg.Log,
 		placing: make(chan struct{}, maxPlacing),
-		brigade: brigade{ledger: newLedger(cfg.ID, time.Now()), hunts: map[digest.Digest]*hunt{}},
+		brigade: newBrigade(cfg.ID),
 		buffers: &sync.Pool{New: func() any { return new([copyBuffer]byte) }},
 
 		names: cfg.Names, cacheSize: cfg.CacheSize, started: time.Now(),

@@ -25,6 +25,10 @@ const inLine = "Flotilla-Place"
 // for a source by itself.
 const namings = 4
 
+// arrival is how long a node that was named before it asked for a blob has to
+// do so.
+const arrival = 250 * time.Millisecond
+
 // brigade is this node's part in the lines: the downloads that run here, by
 // which others may follow them, and the ledger of those it is the head of.
 type brigade struct {
@@ -32,6 +36,37 @@ type brigade struct {
 
 	mu    sync.Mutex
 	hunts map[digest.Digest]*hunt // as many as there are downloads
+	begun chan struct{}           // closed when hunts gains one
+}
+
+func newBrigade(self string) brigade {
+	return brigade{ledger: newLedger(self, time.Now()), hunts: map[digest.Digest]*hunt{}, begun: make(chan struct{})}
+}
+
+// hunt returns the download of d that runs here.
+func (g *brigade) hunt(d digest.Digest) (h *hunt, begun <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.hunts[d], g.begun
+}
+
+// await returns the download of d, for which it waits a moment.
+func (g *brigade) await(ctx context.Context, d digest.Digest) *hunt {
+	late := time.NewTimer(arrival)
+	defer late.Stop()
+	for {
+		h, begun := g.hunt(d)
+		if h != nil {
+			return h
+		}
+		select {
+		case <-begun:
+		case <-late.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // spot is where one download stands in the line.
@@ -68,10 +103,7 @@ func (b *Blobs) stand(d digest.Digest) step {
 		s.Done = true
 		return s
 	}
-	b.brigade.mu.Lock()
-	h := b.brigade.hunts[d]
-	b.brigade.mu.Unlock()
-	if h != nil {
+	if h, _ := b.brigade.hunt(d); h != nil {
 		s.At = h.spot.at.Load()
 		h.spot.mu.Lock()
 		s.From = h.spot.from
@@ -92,10 +124,12 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 			head = h.b.head(h.digest)
 		}
 		node := h.moved()
-		if node == "" {
+		if node != "" {
+			clear(h.tried) // that was no fault of theirs
+		} else {
 			var err error
 			if node, err = h.name(ctx, head, off); err != nil {
-				h.note(ctx, head, err)
+				h.b.log.Debug("the head of the line does not answer", "node", head, "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
 				break
 			}
 		}
@@ -122,6 +156,8 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 func (h *hunt) join(ctx context.Context, off int64) {
 	h.b.brigade.mu.Lock()
 	h.b.brigade.hunts[h.digest] = h
+	close(h.b.brigade.begun)
+	h.b.brigade.begun = make(chan struct{})
 	h.b.brigade.mu.Unlock()
 	h.spot.at.Store(off)
 	h.spot.mu.Lock()
@@ -157,6 +193,9 @@ func (h *hunt) name(ctx context.Context, head string, off int64) (string, error)
 	h.spot.mu.Lock()
 	s := step{Node: h.b.id, Place: h.spot.place, At: off, Left: h.spot.left, Ask: true}
 	h.spot.mu.Unlock()
+	for node := range h.b.distrust.of(h.digest) {
+		s.Doubts = append(s.Doubts, node)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, h.b.patience.Answer, errNoAnswer)
 	defer cancel()
 	t, err := h.b.sayStep(ctx, head, h.digest, s)
@@ -174,7 +213,7 @@ func (s *spot) settle(place int64, from string) {
 	if s.place == 0 {
 		s.place = place
 	}
-	s.from, s.left = from, ""
+	s.from, s.left, s.stepped = from, "", time.Now()
 	select {
 	case <-s.named:
 	default:
@@ -260,17 +299,34 @@ func parsePlace(s string) (int64, error) {
 }
 
 // follow opens the copy of d that grows here for a node that has off bytes of
-// it. One that has none may wait for the first behind those before it in line.
-func (b *Blobs) follow(ctx context.Context, d digest.Digest, off, place int64) (io.ReadSeekCloser, int64, bool) {
-	if off == 0 && place > 0 {
-		b.brigade.mu.Lock()
-		h := b.brigade.hunts[d]
-		b.brigade.mu.Unlock()
-		if h != nil && h.spot.before(ctx, place) {
+// it. One that has none may wait, for the first byte and for the download to
+// begin, behind those before it in line.
+func (b *Blobs) follow(ctx context.Context, d digest.Digest, off, place int64, wait bool) (io.ReadSeekCloser, int64, bool) {
+	if off == 0 && place > 0 && wait {
+		if h := b.brigade.await(ctx, d); h != nil && h.spot.before(ctx, place) {
 			return b.local.Follow(ctx, d, -1)
 		}
 	}
 	return b.local.Follow(ctx, d, off)
+}
+
+// fillFor joins or begins the download of d for a node of the zone that takes
+// this one for the head, and waits for its first byte as long as that node
+// stands behind it in line.
+func (b *Blobs) fillFor(ctx context.Context, d digest.Digest, place int64) (io.ReadSeekCloser, int64, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	if place > 0 { // else nobody waits for the asker
+		watching.Go(func() {
+			if h := b.brigade.await(ctx, d); h != nil && !h.spot.before(ctx, place) {
+				cancel()
+			}
+		})
+	}
+	f, size, err := b.local.Fill(ctx, d, b.newHunt(d, false).next)
+	cancel()
+	watching.Wait()
+	return f, size, err
 }
 
 // tell reports how far the download is, at most twice a second; the head may
@@ -289,7 +345,7 @@ func (h *hunt) tell(done bool) {
 		defer cancel()
 		t, err := h.b.sayStep(ctx, h.b.head(h.digest), h.digest, said)
 		if err != nil {
-			h.b.log.Debug("the head of the line does not answer", "digest", h.digest, "err", err)
+			h.b.log.Debug("the head of the line does not answer", "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()

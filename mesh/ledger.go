@@ -3,6 +3,7 @@ package mesh
 import (
 	"cmp"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -23,6 +24,9 @@ const (
 	// stays.
 	maxLines  = 256
 	maxInLine = 1024
+	// slowGap is how far a node has to be behind its source to be called slow:
+	// more than what lies in buffers.
+	slowGap = 1 << 20
 	// maxLeft bounds the neighbours that a node is not named again.
 	maxLeft = 16
 )
@@ -37,6 +41,8 @@ type step struct {
 	Left  string `json:"left,omitempty"`  // the neighbour that did not serve it
 	Ask   bool   `json:"ask,omitempty"`   // it has no source now
 	Done  bool   `json:"done,omitempty"`  // it has all bytes
+
+	Doubts []string `json:"doubts,omitempty"` // who sent it wrong bytes of the blob
 }
 
 // turn is the head's answer. From is the neighbour to take from: where the
@@ -66,14 +72,20 @@ type line struct {
 
 // member is one of a line.
 type member struct {
-	node  string
-	place int64
-	at    int64
-	from  string
-	done  bool
-	seen  time.Time       // when it last said something
-	lost  bool            // another could not get the blob from it since then
-	left  map[string]bool // it could not get the blob from these
+	node     string
+	place    int64
+	at       int64
+	from     string
+	done     bool
+	seen     time.Time       // when it last said something
+	lost     bool            // another could not get the blob from it since then
+	left     map[string]bool // it could not get the blob from these
+	expected bool            // it was named before it came
+
+	rate    float64   // bytes a second, when it last filled
+	gauged  time.Time // when rate was taken
+	gaugeAt int64     // and where
+	moved   time.Time // when the head last gave it another neighbour
 }
 
 func newLedger(self string, now time.Time) *ledger {
@@ -89,26 +101,48 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 	if s.Node != l.self {
 		n.put(head, l.first, now)
 	}
-	place := s.Place
-	switch m := n.nodes[s.Node]; {
-	case place != 0:
-	case s.Node == l.self:
-		place = l.first
-	case m != nil && !m.done && !s.Ask:
-		place = m.place
-	default:
-		l.last = max(l.last+1, now.UnixNano())
-		place = l.last
-	}
-	m := n.put(s, place, now)
-	t := turn{Place: place}
+	m := n.put(s, l.place(n, s, now), now)
+	from := ""
 	switch {
 	case s.Done:
 	case s.Ask:
-		t.From = n.neighbour(m, l.self, l.usual(s.Node, d, now), now)
-		m.from = t.From
+		from = l.name(d, n, m, now)
+		m.from = from
+	default:
+		if from = n.better(m, l.self, now); from != "" {
+			m.from, m.moved = from, now
+		}
 	}
-	return t
+	return turn{Place: m.place, From: from}
+}
+
+// place returns where s.Node stands in line n. A newcomer comes last, unless
+// it was expected.
+func (l *ledger) place(n *line, s step, now time.Time) int64 {
+	switch m := n.nodes[s.Node]; {
+	case s.Place != 0:
+		return s.Place
+	case s.Node == l.self:
+		return l.first
+	case m != nil && m.expected:
+		return m.place
+	}
+	l.last = max(l.last+1, now.UnixNano())
+	return l.last
+}
+
+// name returns whom m is to take d from. The neighbour that it has for other
+// blobs is named before it has asked for this one itself: the layers of an
+// image are asked for together, and in any order.
+func (l *ledger) name(d digest.Digest, n *line, m *member, now time.Time) string {
+	usual := l.usual(m.node, d, now)
+	if usual != "" && usual != l.self && n.nodes[usual] == nil && m.at == 0 && !m.left[usual] {
+		u := n.put(step{Node: usual}, m.place, now)
+		l.last = max(l.last+1, now.UnixNano())
+		u.expected, m.place = true, l.last
+		return usual
+	}
+	return n.neighbour(m, l.self, usual, now)
 }
 
 // line returns the line of d, for which the one that was idle longest makes
@@ -161,12 +195,13 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 	if m.place != place { // another download than the last one
 		*m = member{node: s.Node, place: place}
 	}
-	m.at, m.from, m.done, m.seen, m.lost = s.At, s.From, s.Done, now, false
+	m.at, m.from, m.done, m.seen, m.lost, m.expected = s.At, s.From, s.Done, now, false, false
+	m.gauge(now)
+	for _, doubted := range s.Doubts {
+		m.leave(doubted)
+	}
 	if s.Left != "" {
-		if m.left == nil || len(m.left) >= maxLeft {
-			m.left = map[string]bool{}
-		}
-		m.left[s.Left] = true
+		m.leave(s.Left)
 		if left := n.nodes[s.Left]; left != nil {
 			left.lost = true
 		}
@@ -174,31 +209,58 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 	return m
 }
 
+// leave remembers that m is not to be sent to node.
+func (m *member) leave(node string) {
+	if m.left == nil || len(m.left) >= maxLeft {
+		m.left = map[string]bool{}
+	}
+	m.left[node] = true
+}
+
+// gauge takes m's rate over times long enough to tell one.
+func (m *member) gauge(now time.Time) {
+	since := now.Sub(m.gauged)
+	switch {
+	case m.gauged.IsZero():
+	case since < stepEvery*2/3 || m.done:
+		return
+	default:
+		m.rate = float64(m.at-m.gaugeAt) / since.Seconds()
+	}
+	m.gauged, m.gaugeAt = now, m.at
+}
+
 // active reports whether m takes bytes, or has them all, as far as is known.
 func (m *member) active(now time.Time) bool {
 	return !m.lost && (m.done || now.Sub(m.seen) < stepSilence)
 }
 
-// neighbour returns whom m is to take from: somebody strictly ahead of it. Who
-// gives to nobody yet comes first, of these the usual neighbour, then who is
-// finished, then any other but the head, and then who has most.
-func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
+// takers counts who takes from whom, without m.
+func (n *line) takers(m *member, now time.Time) map[string]int {
 	takers := map[string]int{}
 	for _, o := range n.nodes {
 		if o != m && !o.done && o.active(now) {
 			takers[o.from]++
 		}
 	}
+	return takers
+}
+
+// neighbour returns whom m is to take from: somebody strictly ahead of it. Who
+// gives to nobody yet comes first, of these all but the head, then the usual
+// neighbour, then who is finished, and then who has most.
+func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
+	takers, fed := n.takers(m, now), n.fed(m)
 	var best *member
 	for _, c := range n.nodes {
-		if c == m || m.left[c.node] || !c.active(now) || !n.ahead(c, m) {
+		if m.left[c.node] || fed[c.node] || !c.active(now) || !c.ahead(m) {
 			continue
 		}
 		if best == nil || cmp.Or(
 			cmp.Compare(takers[c.node], takers[best.node]),
+			later(c.node == head, best.node == head),
 			later(c.node != usual, best.node != usual),
 			later(!c.done, !best.done),
-			later(c.node == head, best.node == head),
 			-cmp.Compare(c.at, best.at),
 			-cmp.Compare(c.place, best.place),
 		) < 0 {
@@ -211,19 +273,74 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
 	return best.node
 }
 
+// better returns another neighbour for m, where there is one: for who takes from
+// outside the zone anybody ahead; for who is held up by a slow neighbour that
+// neighbour's own; and for the slow one, once others are ahead of it that give
+// to nobody, one of these. So it moves to the end, where it holds up nobody.
+func (n *line) better(m *member, head string, now time.Time) string {
+	from := n.nodes[m.from]
+	switch {
+	case m.from == "":
+		return n.neighbour(m, head, "", now)
+	case from == nil || now.Sub(m.moved) < 2*stepEvery || m.rate == 0:
+		return ""
+	}
+	takers := n.takers(m, now)
+	if takers[m.from] > 0 && n.slower(m, from) {
+		if to := n.neighbour(m, head, "", now); to != "" && takers[to] == 0 && to != head {
+			return to
+		}
+		return ""
+	}
+	above := n.nodes[from.from]
+	if from.done || above == nil || !above.active(now) || m.left[above.node] || !n.slower(from, above) {
+		return ""
+	}
+	if gap := above.reach() - from.at; gap < slowGap || gap < 4*(from.at-m.at) || n.fed(m)[above.node] || !above.ahead(m) {
+		return ""
+	}
+	return above.node
+}
+
+// slower reports whether m takes its bytes much slower than its source did.
+func (n *line) slower(m, source *member) bool {
+	return m.rate > 0 && 2*m.rate < source.rate
+}
+
+// reach is how far whoever follows m gets without waiting.
+func (m *member) reach() int64 {
+	if m.done {
+		return math.MaxInt64
+	}
+	return m.at
+}
+
 // ahead reports whether m may wait for c's bytes: see doc.go for why no two
 // nodes that follow it wait for each other.
-func (n *line) ahead(c, m *member) bool {
-	if c.done {
-		return true
-	}
-	// Who is fed by m, over however many others, is not ahead of it for long.
-	for o, hops := c, 0; o != nil && hops <= len(n.nodes); o, hops = n.nodes[o.from], hops+1 {
-		if o == m {
-			return false
+func (c *member) ahead(m *member) bool {
+	return c.done || c.at > m.at || m.at == 0 && c.place < m.place
+}
+
+// fed returns m and who has its bytes from m, over however many others: they
+// are not ahead of m for long.
+func (n *line) fed(m *member) map[string]bool {
+	fed := map[string]bool{m.node: true}
+	for _, o := range n.nodes {
+		var path []string
+		for o != nil && !o.done {
+			if _, known := fed[o.node]; known {
+				break
+			}
+			fed[o.node] = false // for now, and where the nodes' steps cross to a circle
+			path, o = append(path, o.node), n.nodes[o.from]
+		}
+		if o != nil && fed[o.node] {
+			for _, node := range path {
+				fed[node] = true
+			}
 		}
 	}
-	return c.at > m.at || m.at == 0 && c.place < m.place
+	return fed
 }
 
 // later orders those of whom something is true behind those of whom it is not.

@@ -105,15 +105,15 @@ func (b *Blobs) find(ctx context.Context, d digest.Digest, off, place int64, fil
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
-	if f, size, ok := b.follow(ctx, d, off, place); ok {
+	fill = fill && off == 0
+	if f, size, ok := b.follow(ctx, d, off, place, !fill); ok {
 		return f, size, nil
 	}
-	if !fill || off > 0 {
+	if !fill {
 		return nil, 0, err
 	}
 	b.stats.gatewayFills.Add(1)
-	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, false).next)
-	if err == nil {
+	if f, size, err = b.fillFor(ctx, d, place); err == nil {
 		return f, size, nil
 	}
 	b.log.Debug("no copy for a node of this zone", "digest", d, "err", err, "request", oci.RequestID(ctx))

@@ -1,0 +1,165 @@
+package mesh_test
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/flotilla-registry/flotilla/mesh"
+)
+
+// pullAll has all of peers read content at once.
+func pullAll(t *testing.T, peers []*peer, content []byte) *sync.WaitGroup {
+	wg := new(sync.WaitGroup)
+	for _, p := range peers {
+		wg.Go(func() {
+			if got, err := p.read(t.Context(), digest.FromBytes(content)); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("node %s: %d bytes, %v", p.id, len(got), err)
+			}
+		})
+	}
+	return wg
+}
+
+// holdBytesUntil holds back the bytes that p sends until as many steps were
+// said to it: so all ask at the same moment.
+func (p *peer) holdBytesUntil(steps int64) {
+	named := make(chan struct{})
+	var said atomic.Int64
+	p.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		step := strings.HasSuffix(r.URL.Path, "/line")
+		if !step {
+			select {
+			case <-named:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+		if step && said.Add(1) == steps {
+			close(named)
+		}
+	})
+}
+
+// TestLine: all nodes want a blob at the same moment. Each sends it once at
+// most, the one that has it included.
+func TestLine(t *testing.T) {
+	c := newCluster(t, option{replicas: 1, silence: time.Minute}, "a", "-a", "-a", "-a", "-a", "-a")
+	content := bytesOf(11, 2<<20)
+	c.nodes[0].hold(t, content)
+	c.nodes[0].holdBytesUntil(5)
+	pullAll(t, c.nodes[1:], content).Wait()
+	total := int64(0)
+	for _, p := range c.nodes {
+		sent := p.blobs.Stats().BytesToPeers
+		if sent > int64(len(content)) {
+			t.Errorf("node %s sent %d bytes of %d", p.id, sent, len(content))
+		}
+		total += sent
+	}
+	if want := int64(5 * len(content)); total != want {
+		t.Errorf("%d bytes were sent in all, want %d", total, want)
+	}
+}
+
+// TestDeadNeighbour: a neighbour that dies in the middle is replaced at the
+// byte reached, and who had the blob first is not asked for it again.
+func TestDeadNeighbour(t *testing.T) {
+	c := newCluster(t, option{replicas: 1, silence: time.Minute}, "a", "-a", "-a")
+	content := bytesOf(12, 2<<20)
+	d := digest.FromBytes(content)
+	owner := c.nodes[0]
+	owner.hold(t, content)
+	owner.holdBytesUntil(2)
+	var cut atomic.Int64
+	var mu sync.Mutex
+	var ranges []string
+	for _, p := range c.nodes[1:] {
+		p.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.Method == http.MethodGet && cut.CompareAndSwap(0, 1) {
+				next.ServeHTTP(&cutAfter{w, 1 << 20}, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	inner := owner.tamper
+	owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, d.String()) {
+			mu.Lock()
+			ranges = append(ranges, r.Header.Get("Range"))
+			mu.Unlock()
+		}
+		inner(w, r, next)
+	})
+	pullAll(t, c.nodes[1:], content).Wait()
+	if cut.Load() == 0 {
+		t.Fatal("neither node took from the other")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, from := range ranges[1:] {
+		if from == "" {
+			t.Errorf("asked again for the whole: %q", ranges)
+		}
+	}
+}
+
+// TestLostHead: the gateway of a zone dies in the middle. Nobody waits for
+// anybody for ever, and the next in rank goes on with the bytes that there are.
+func TestLostHead(t *testing.T) {
+	for _, half := range []int{0, 1 << 20} {
+		c := newCluster(t, option{
+			replicas: 1, silence: 500 * time.Millisecond,
+			patience: mesh.Patience{Answer: 2 * time.Second, Gateway: 2 * time.Second, Persist: 20 * time.Second, Pause: 10 * time.Millisecond},
+		}, "b", "-a", "-a", "-a", "-a")
+		content := bytesOf(13, 2<<20)
+		d := digest.FromBytes(content)
+		owner, gateway := c.nodes[0], c.peer(c.Ring().Head(d, "a")[0].ID)
+		owner.hold(t, content)
+		// The gateway gets one half and then nothing.
+		stuck, dead := make(chan struct{}), make(chan struct{})
+		var first, whole atomic.Int64
+		owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.Method == http.MethodGet && first.CompareAndSwap(0, 1) {
+				close(stuck)
+				next.ServeHTTP(&gated{w, half, dead}, r)
+				return
+			}
+			if r.Method == http.MethodGet && r.Header.Get("Range") == "" {
+				whole.Add(1)
+			}
+			next.ServeHTTP(w, r)
+		})
+		var others []*peer
+		for _, p := range c.nodes[1:] {
+			if p != gateway {
+				others = append(others, p)
+			}
+		}
+		pulls := pullAll(t, others, content)
+		<-stuck
+		until(t, "the others have what the gateway has", func() bool {
+			for _, p := range others {
+				if p.store.Stats().BytesWritten < int64(half)-64<<10 || p.store.Stats().FillsStarted == 0 {
+					return false
+				}
+			}
+			return true
+		})
+		gateway.kill()
+		c.setDown(gateway, true)
+		pulls.Wait()
+		close(dead)
+		if n := whole.Load(); half > 0 && n > 0 {
+			t.Errorf("the whole blob was asked for across the line %d more times", n)
+		}
+	}
+}
