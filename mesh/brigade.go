@@ -112,6 +112,9 @@ func (b *Blobs) stand(d digest.Digest) step {
 	return s
 }
 
+// errInTurn has a node wait until another has brought more into the zone.
+var errInTurn = errors.New("another node of the zone brings it in")
+
 // take asks the neighbour that the head names for the bytes from off on, and
 // the next one where it does not serve. An error means that the line has
 // nobody ahead of this node.
@@ -127,11 +130,14 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 		if node != "" {
 			clear(h.tried) // that was no fault of theirs
 		} else {
-			var err error
-			if node, err = h.name(ctx, head, off); err != nil {
-				h.b.log.Debug("the head of the line does not answer", "node", head, "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
-				break
+			t, err := h.name(ctx, head, off)
+			if err != nil && h.b.avoids(head) {
+				continue // with the next in rank
 			}
+			if t.Wait {
+				return nil, errInTurn
+			}
+			node = t.From
 		}
 		if node == "" || node == h.b.id {
 			break
@@ -189,7 +195,7 @@ func (h *hunt) moved() string {
 }
 
 // name asks head for a neighbour.
-func (h *hunt) name(ctx context.Context, head string, off int64) (string, error) {
+func (h *hunt) name(ctx context.Context, head string, off int64) (turn, error) {
 	h.spot.mu.Lock()
 	s := step{Node: h.b.id, Place: h.spot.place, At: off, Left: h.spot.left, Ask: true}
 	h.spot.mu.Unlock()
@@ -200,10 +206,11 @@ func (h *hunt) name(ctx context.Context, head string, off int64) (string, error)
 	defer cancel()
 	t, err := h.b.sayStep(ctx, head, h.digest, s)
 	if err != nil {
-		return "", err
+		h.b.log.Debug("the head of a line does not answer", "node", head, "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
+		return turn{}, err
 	}
 	h.spot.settle(t.Place, t.From)
-	return t.From, nil
+	return t, nil
 }
 
 // settle takes down what the head said.

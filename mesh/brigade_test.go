@@ -163,3 +163,42 @@ func TestLostHead(t *testing.T) {
 		}
 	}
 }
+
+// TestCutLine: the line to the zone is cut in the middle of a pull and comes
+// back. One node goes on where the zone had got to, and the others wait for it.
+func TestCutLine(t *testing.T) {
+	c := newCluster(t, option{replicas: 1, silence: 300 * time.Millisecond}, "b", "-a", "-a", "-a", "-a")
+	content := bytesOf(14, 4<<20)
+	d := digest.FromBytes(content)
+	owner := c.nodes[0]
+	owner.hold(t, content)
+	const half = 2 << 20
+	var first, refused atomic.Int64
+	var back atomic.Bool
+	over := make(chan struct{})
+	t.Cleanup(func() { close(over) })
+	owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		switch {
+		case r.Method != http.MethodGet || back.Load():
+			next.ServeHTTP(w, r)
+		case first.CompareAndSwap(0, 1):
+			next.ServeHTTP(&gated{w, half, over}, r)
+		default:
+			refused.Add(1)
+			panic(http.ErrAbortHandler)
+		}
+	})
+	pulls := pullAll(t, c.nodes[1:], content)
+	until(t, "the line is missed", func() bool { return refused.Load() >= 5 })
+	back.Store(true)
+	pulls.Wait()
+	whole := 0
+	for _, p := range c.nodes[1:] {
+		if p.store.Has(d) {
+			whole++
+		}
+	}
+	if sent := owner.blobs.Stats().BytesToPeers; whole != 4 || sent > int64(len(content))+half/2 {
+		t.Errorf("%d nodes have it, and %d bytes crossed the line for %d", whole, sent, len(content))
+	}
+}

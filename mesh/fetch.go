@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -116,8 +115,9 @@ var errNobody = errors.New("nobody serves it")
 // come those that sent wrong bytes, those of long ago first.
 func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 	if h.grows && !h.repair {
-		if body, err := h.take(ctx, off); err == nil {
-			return body, nil
+		body, err := h.take(ctx, off)
+		if err == nil || errors.Is(err, errInTurn) && h.size >= 0 {
+			return body, err
 		}
 	}
 	r := h.b.members.Ring()
@@ -368,39 +368,4 @@ func (b *Blobs) sendQuestion(ctx context.Context, method string, q question) (*h
 		return nil, decode(resp)
 	}
 	return resp, nil
-}
-
-// blobSize returns the size of the whole blob that resp serves from off on.
-func blobSize(resp *http.Response, off int64) (int64, error) {
-	if off == 0 {
-		if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 {
-			return 0, errors.New("the answer does not say how large the blob is")
-		}
-		return resp.ContentLength, nil
-	}
-	var from, to, size int64
-	got := resp.Header.Get("Content-Range")
-	if _, err := fmt.Sscanf(got, "bytes %d-%d/%d", &from, &to, &size); err != nil || from != off || to != size-1 || size <= off {
-		return 0, fmt.Errorf("the answer serves %q instead of the bytes from %d on", got, off)
-	}
-	return size, nil
-}
-
-// incoming is the body of a source.
-type incoming struct {
-	io.ReadCloser
-	cancel context.CancelCauseFunc
-	count  *atomic.Int64
-}
-
-func (i *incoming) Read(p []byte) (int, error) {
-	n, err := i.ReadCloser.Read(p)
-	i.count.Add(int64(n))
-	return n, err
-}
-
-// Close may come while Read waits, and frees it.
-func (i *incoming) Close() error {
-	i.cancel(nil)
-	return i.ReadCloser.Close()
 }

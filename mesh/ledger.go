@@ -27,7 +27,7 @@ const (
 	// slowGap is how far a node has to be behind its source to be called slow:
 	// more than what lies in buffers.
 	slowGap = 1 << 20
-	// maxLeft bounds the neighbours that a node is not named again.
+	// maxLeft bounds the neighbours that a node is not named again for a while.
 	maxLeft = 16
 )
 
@@ -46,11 +46,13 @@ type step struct {
 }
 
 // turn is the head's answer. From is the neighbour to take from: where the
-// node asked, "" has it look outside the zone, since nobody here has more;
-// where it only reported, "" leaves things as they are.
+// node asked, "" has it look outside the zone, since nobody here has more, or
+// wait and ask again, since somebody else looks outside; where it only
+// reported, "" leaves things as they are.
 type turn struct {
 	Place int64  `json:"place"`
 	From  string `json:"from,omitempty"`
+	Wait  bool   `json:"wait,omitempty"`
 }
 
 // ledger is what the head of a zone knows of who fills what from whom. It
@@ -77,10 +79,11 @@ type member struct {
 	at       int64
 	from     string
 	done     bool
-	seen     time.Time       // when it last said something
-	lost     bool            // another could not get the blob from it since then
-	left     map[string]bool // it could not get the blob from these
-	expected bool            // it was named before it came
+	seen     time.Time            // when it last said something
+	lost     bool                 // another could not get the blob from it since then
+	left     map[string]time.Time // when it could not get the blob from these
+	waits    bool                 // until another has brought more into the zone
+	expected bool                 // it was named before it came
 
 	rate    float64   // bytes a second, when it last filled
 	gauged  time.Time // when rate was taken
@@ -102,18 +105,20 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 		n.put(head, l.first, now)
 	}
 	m := n.put(s, l.place(n, s, now), now)
-	from := ""
+	t := turn{}
 	switch {
 	case s.Done:
 	case s.Ask:
-		from = l.name(d, n, m, now)
-		m.from = from
+		t.From = l.name(d, n, m, now)
+		m.waits = t.From == "" && n.broughtIn(m, now)
+		m.from, t.Wait = t.From, m.waits
 	default:
-		if from = n.better(m, l.self, now); from != "" {
-			m.from, m.moved = from, now
+		if t.From = n.better(m, l.self, now); t.From != "" {
+			m.from, m.moved = t.From, now
 		}
 	}
-	return turn{Place: m.place, From: from}
+	t.Place = m.place
+	return t
 }
 
 // place returns where s.Node stands in line n. A newcomer comes last, unless
@@ -136,7 +141,7 @@ func (l *ledger) place(n *line, s step, now time.Time) int64 {
 // image are asked for together, and in any order.
 func (l *ledger) name(d digest.Digest, n *line, m *member, now time.Time) string {
 	usual := l.usual(m.node, d, now)
-	if usual != "" && usual != l.self && n.nodes[usual] == nil && m.at == 0 && !m.left[usual] {
+	if usual != "" && usual != l.self && n.nodes[usual] == nil && m.at == 0 && !m.avoids(usual, now) {
 		u := n.put(step{Node: usual}, m.place, now)
 		l.last = max(l.last+1, now.UnixNano())
 		u.expected, m.place = true, l.last
@@ -195,13 +200,14 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 	if m.place != place { // another download than the last one
 		*m = member{node: s.Node, place: place}
 	}
-	m.at, m.from, m.done, m.seen, m.lost, m.expected = s.At, s.From, s.Done, now, false, false
+	m.at, m.from, m.done, m.seen = s.At, s.From, s.Done, now
+	m.lost, m.expected, m.waits = false, false, false
 	m.gauge(now)
 	for _, doubted := range s.Doubts {
-		m.leave(doubted)
+		m.leave(doubted, now)
 	}
 	if s.Left != "" {
-		m.leave(s.Left)
+		m.leave(s.Left, now)
 		if left := n.nodes[s.Left]; left != nil {
 			left.lost = true
 		}
@@ -209,12 +215,19 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 	return m
 }
 
-// leave remembers that m is not to be sent to node.
-func (m *member) leave(node string) {
+// leave remembers that m is not to be sent to node for now.
+func (m *member) leave(node string, now time.Time) {
 	if m.left == nil || len(m.left) >= maxLeft {
-		m.left = map[string]bool{}
+		m.left = map[string]time.Time{}
 	}
-	m.left[node] = true
+	m.left[node] = now
+}
+
+// avoids reports whether m could not get the blob from node just now. Later it
+// may: who fell silent had perhaps nothing to give.
+func (m *member) avoids(node string, now time.Time) bool {
+	at, left := m.left[node]
+	return left && now.Sub(at) < stepSilence
 }
 
 // gauge takes m's rate over times long enough to tell one.
@@ -253,7 +266,7 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
 	takers, fed := n.takers(m, now), n.fed(m)
 	var best *member
 	for _, c := range n.nodes {
-		if m.left[c.node] || fed[c.node] || !c.active(now) || !c.ahead(m) {
+		if m.avoids(c.node, now) || fed[c.node] || !c.active(now) || !c.ahead(m) {
 			continue
 		}
 		if best == nil || cmp.Or(
@@ -271,6 +284,18 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
 		return ""
 	}
 	return best.node
+}
+
+// broughtIn reports whether another than m looks outside the zone for the blob,
+// and has at least as much of it.
+func (n *line) broughtIn(m *member, now time.Time) bool {
+	fed := n.fed(m)
+	for _, o := range n.nodes {
+		if m.at > 0 && o.from == "" && o.at >= m.at && !o.waits && !o.done && now.Sub(o.seen) < stepSilence && !fed[o.node] {
+			return true
+		}
+	}
+	return false
 }
 
 // better returns another neighbour for m, where there is one: for who takes from
@@ -293,7 +318,7 @@ func (n *line) better(m *member, head string, now time.Time) string {
 		return ""
 	}
 	above := n.nodes[from.from]
-	if from.done || above == nil || !above.active(now) || m.left[above.node] || !n.slower(from, above) {
+	if from.done || above == nil || !above.active(now) || m.avoids(above.node, now) || !n.slower(from, above) {
 		return ""
 	}
 	if gap := above.reach() - from.at; gap < slowGap || gap < 4*(from.at-m.at) || n.fed(m)[above.node] || !above.ahead(m) {

@@ -112,6 +112,17 @@ func TestNeighbours(t *testing.T) {
 			c.say("blob", step{Node: "a", At: 50, From: "x"})
 			return c.say("blob", step{Node: "h", At: 20})
 		}, "a"},
+		{"nobody while another looks outside", func(c *crowd) string {
+			c.say("blob", step{Node: "a", At: 50})
+			c.say("blob", step{Node: "b", At: 50, Left: "a", Ask: true})
+			return fmt.Sprintf("%t %q %t", c.waits("b"), c.say("blob", step{Node: "a", At: 50, Ask: true}), c.waits("a"))
+		}, `true "" false`},
+		{"again whom it left, after a while", func(c *crowd) string {
+			c.say("blob", step{Node: "b", At: 50, Left: "a", Ask: true})
+			c.now = c.now.Add(stepSilence)
+			c.say("blob", step{Node: "a", At: 51})
+			return c.say("blob", step{Node: "b", At: 50, Ask: true})
+		}, "a"},
 		{"past a slow neighbour", func(c *crowd) string {
 			c.line4(4 << 20)
 			return c.say("blob", step{Node: "c", At: 2 << 20, From: "b"})
@@ -135,6 +146,10 @@ func TestNeighbours(t *testing.T) {
 			}
 		})
 	}
+}
+
+func (c *crowd) waits(node string) bool {
+	return c.lines[digest.FromString("blob")].nodes[node].waits
 }
 
 // line4 lines a, b, c, d up behind the head, which has the blob, and lets a

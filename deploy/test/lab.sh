@@ -221,11 +221,11 @@ judge() {
   say "$verdict"
 }
 
-((EUID == 0)) && need ip iproute2 && need tc iproute2 && ip netns add "$lab-try" 2>/dev/null || {
+if ! { ((EUID == 0)) && need ip iproute2 && need tc iproute2 && ip netns add "$lab-try" 2>/dev/null; }; then
   say "INCOMPLETE: nothing was measured: no network namespace can be made here"
   [[ ${LAB_OPTIONAL:-} == 1 ]]
   exit
-}
+fi
 ip netns del "$lab-try"
 for command in curl jq; do need "$command"; done
 [[ -n ${FLOTILLA:-} ]] || build_all
