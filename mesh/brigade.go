@@ -106,7 +106,7 @@ func (b *Blobs) stand(d digest.Digest) step {
 	if h, _ := b.brigade.hunt(d); h != nil {
 		s.At = h.spot.at.Load()
 		h.spot.mu.Lock()
-		s.From = h.spot.from
+		s.Place, s.From = h.spot.place, h.spot.from
 		h.spot.mu.Unlock()
 	}
 	return s

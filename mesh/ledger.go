@@ -102,10 +102,11 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 	defer l.mu.Unlock()
 	n := l.line(d, now)
 	if s.Node != l.self {
-		n.put(head, l.first, now)
+		n.put(head, cmp.Or(head.Place, l.first), now)
 	}
 	m := n.put(s, l.place(n, s, now), now)
 	t := turn{}
+	m.waits = false
 	switch {
 	case s.Done:
 	case s.Ask:
@@ -201,7 +202,7 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 		*m = member{node: s.Node, place: place}
 	}
 	m.at, m.from, m.done, m.seen = s.At, s.From, s.Done, now
-	m.lost, m.expected, m.waits = false, false, false
+	m.lost, m.expected = false, false
 	m.gauge(now)
 	for _, doubted := range s.Doubts {
 		m.leave(doubted, now)
