@@ -173,18 +173,22 @@ func (l *ledger) line(d digest.Digest, now time.Time) *line {
 	return n
 }
 
-// usual returns whom node takes its other blobs from: the same neighbour for
-// all layers of an image keeps the order of the lines, and so all links in use.
+// usual returns whom node takes most of its other blobs from: the same neighbour
+// for all layers of an image keeps the order of the lines, and so all links in
+// use.
 func (l *ledger) usual(node string, but digest.Digest, now time.Time) string {
-	var found string
-	var latest time.Time
+	usual, lines := "", map[string]int{}
 	for d, n := range l.lines {
 		m := n.nodes[node]
-		if d != but && m != nil && m.from != "" && now.Sub(m.seen) < stepSilence && m.seen.After(latest) {
-			found, latest = m.from, m.seen
+		if d == but || m == nil || m.from == "" || now.Sub(m.seen) >= stepSilence {
+			continue
+		}
+		lines[m.from]++
+		if c := cmp.Compare(lines[m.from], lines[usual]); c > 0 || c == 0 && m.from < usual {
+			usual = m.from
 		}
 	}
-	return found
+	return usual
 }
 
 // put takes down what s says.
@@ -209,7 +213,11 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 	}
 	if s.Left != "" {
 		m.leave(s.Left, now)
-		if left := n.nodes[s.Left]; left != nil {
+		switch left := n.nodes[s.Left]; {
+		case left == nil:
+		case left.expected: // it did not come, and when it does is behind the others
+			delete(n.nodes, s.Left)
+		default:
 			left.lost = true
 		}
 	}

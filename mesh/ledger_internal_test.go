@@ -108,6 +108,13 @@ func TestNeighbours(t *testing.T) {
 			c.ask("b")
 			return c.ask("a")
 		}, "h"},
+		{"who asks late, behind those who did not wait", func(c *crowd) string {
+			c.say("other", step{Node: "a", Ask: true})
+			c.say("other", step{Node: "b", Ask: true})
+			c.ask("b")
+			c.say("blob", step{Node: "b", Left: "a", Ask: true})
+			return c.ask("a")
+		}, "b"},
 		{"out of the line only while nobody is ahead", func(c *crowd) string {
 			c.say("blob", step{Node: "a", At: 50, From: "x"})
 			return c.say("blob", step{Node: "h", At: 20})
