@@ -25,10 +25,6 @@ const inLine = "Flotilla-Place"
 // for a source by itself.
 const namings = 4
 
-// arrival is how long a node that was named before it asked for a blob has to
-// do so.
-const arrival = 250 * time.Millisecond
-
 // brigade is this node's part in the lines: the downloads that run here, by
 // which others may follow them, and the ledger of those it is the head of.
 type brigade struct {
@@ -43,26 +39,24 @@ func newBrigade(self string) brigade {
 	return brigade{ledger: newLedger(self, time.Now()), hunts: map[digest.Digest]*hunt{}, begun: make(chan struct{})}
 }
 
-// hunt returns the download of d that runs here.
-func (g *brigade) hunt(d digest.Digest) (h *hunt, begun <-chan struct{}) {
+// hunt returns the download of d that runs here, or nil.
+func (g *brigade) hunt(d digest.Digest) *hunt {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.hunts[d], g.begun
+	return g.hunts[d]
 }
 
-// await returns the download of d, for which it waits a moment.
+// await returns the download of d once there is one, or nil at the end of ctx.
 func (g *brigade) await(ctx context.Context, d digest.Digest) *hunt {
-	late := time.NewTimer(arrival)
-	defer late.Stop()
 	for {
-		h, begun := g.hunt(d)
+		g.mu.Lock()
+		h, begun := g.hunts[d], g.begun
+		g.mu.Unlock()
 		if h != nil {
 			return h
 		}
 		select {
 		case <-begun:
-		case <-late.C:
-			return nil
 		case <-ctx.Done():
 			return nil
 		}
@@ -103,7 +97,7 @@ func (b *Blobs) stand(d digest.Digest) step {
 		s.Done = true
 		return s
 	}
-	if h, _ := b.brigade.hunt(d); h != nil {
+	if h := b.brigade.hunt(d); h != nil {
 		s.At = h.spot.at.Load()
 		h.spot.mu.Lock()
 		s.Place, s.From = h.spot.place, h.spot.from
@@ -306,11 +300,10 @@ func parsePlace(s string) (int64, error) {
 }
 
 // follow opens the copy of d that grows here for a node that has off bytes of
-// it. One that has none may wait, for the first byte and for the download to
-// begin, behind those before it in line.
-func (b *Blobs) follow(ctx context.Context, d digest.Digest, off, place int64, wait bool) (io.ReadSeekCloser, int64, bool) {
-	if off == 0 && place > 0 && wait {
-		if h := b.brigade.await(ctx, d); h != nil && h.spot.before(ctx, place) {
+// it. One that has none may wait for the first behind those before it in line.
+func (b *Blobs) follow(ctx context.Context, d digest.Digest, off, place int64) (io.ReadSeekCloser, int64, bool) {
+	if off == 0 && place > 0 {
+		if h := b.brigade.hunt(d); h != nil && h.spot.before(ctx, place) {
 			return b.local.Follow(ctx, d, -1)
 		}
 	}

@@ -3,7 +3,6 @@ package mesh
 import (
 	"cmp"
 	"maps"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -27,6 +26,8 @@ const (
 	// slowGap is how far a node has to be behind its source to be called slow:
 	// more than what lies in buffers.
 	slowGap = 1 << 20
+	// slowSteps is how many steps in a row have to find it so: rates vary.
+	slowSteps = 2
 	// maxLeft bounds the neighbours that a node is not named again for a while.
 	maxLeft = 16
 )
@@ -74,16 +75,17 @@ type line struct {
 
 // member is one of a line.
 type member struct {
-	node     string
-	place    int64
-	at       int64
-	from     string
-	done     bool
-	seen     time.Time            // when it last said something
-	lost     bool                 // another could not get the blob from it since then
-	left     map[string]time.Time // when it could not get the blob from these
-	waits    bool                 // until another has brought more into the zone
-	expected bool                 // it was named before it came
+	node  string
+	place int64
+	at    int64
+	from  string
+	done  bool
+	seen  time.Time            // when it last said something
+	lost  bool                 // another could not get the blob from it since then
+	left  map[string]time.Time // when it could not get the blob from these
+	gave  int                  // how often it was named
+	held  int                  // steps in a row that a slow neighbour held it up
+	waits bool                 // until another has brought more into the zone
 
 	rate    float64   // bytes a second, when it last filled
 	gauged  time.Time // when rate was taken
@@ -104,13 +106,13 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 	if s.Node != l.self {
 		n.put(head, cmp.Or(head.Place, l.first), now)
 	}
-	m := n.put(s, l.place(n, s, now), now)
-	t := turn{}
+	m := n.put(s, l.place(s, now), now)
+	t := turn{Place: m.place}
 	m.waits = false
 	switch {
 	case s.Done:
 	case s.Ask:
-		t.From = l.name(d, n, m, now)
+		t.From = n.neighbour(m, l.self, l.usual(s.Node, d, now), now)
 		m.waits = t.From == "" && n.broughtIn(m, now)
 		m.from, t.Wait = t.From, m.waits
 	default:
@@ -118,37 +120,19 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 			m.from, m.moved = t.From, now
 		}
 	}
-	t.Place = m.place
 	return t
 }
 
-// place returns where s.Node stands in line n. A newcomer comes last, unless
-// it was expected.
-func (l *ledger) place(n *line, s step, now time.Time) int64 {
-	switch m := n.nodes[s.Node]; {
+// place returns where who says s stands in a line: a newcomer last.
+func (l *ledger) place(s step, now time.Time) int64 {
+	switch {
 	case s.Place != 0:
 		return s.Place
 	case s.Node == l.self:
 		return l.first
-	case m != nil && m.expected:
-		return m.place
 	}
 	l.last = max(l.last+1, now.UnixNano())
 	return l.last
-}
-
-// name returns whom m is to take d from. The neighbour that it has for other
-// blobs is named before it has asked for this one itself: the layers of an
-// image are asked for together, and in any order.
-func (l *ledger) name(d digest.Digest, n *line, m *member, now time.Time) string {
-	usual := l.usual(m.node, d, now)
-	if usual != "" && usual != l.self && n.nodes[usual] == nil && m.at == 0 && !m.avoids(usual, now) {
-		u := n.put(step{Node: usual}, m.place, now)
-		l.last = max(l.last+1, now.UnixNano())
-		u.expected, m.place = true, l.last
-		return usual
-	}
-	return n.neighbour(m, l.self, usual, now)
 }
 
 // line returns the line of d, for which the one that was idle longest makes
@@ -205,19 +189,14 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 	if m.place != place { // another download than the last one
 		*m = member{node: s.Node, place: place}
 	}
-	m.at, m.from, m.done, m.seen = s.At, s.From, s.Done, now
-	m.lost, m.expected = false, false
+	m.at, m.from, m.done, m.seen, m.lost = s.At, s.From, s.Done, now, false
 	m.gauge(now)
 	for _, doubted := range s.Doubts {
 		m.leave(doubted, now)
 	}
 	if s.Left != "" {
 		m.leave(s.Left, now)
-		switch left := n.nodes[s.Left]; {
-		case left == nil:
-		case left.expected: // it did not come, and when it does is behind the others
-			delete(n.nodes, s.Left)
-		default:
+		if left := n.nodes[s.Left]; left != nil {
 			left.lost = true
 		}
 	}
@@ -268,9 +247,10 @@ func (n *line) takers(m *member, now time.Time) map[string]int {
 	return takers
 }
 
-// neighbour returns whom m is to take from: somebody strictly ahead of it. Who
-// gives to nobody yet comes first, of these all but the head, then the usual
-// neighbour, then who is finished, and then who has most.
+// neighbour names whom m is to take from: somebody strictly ahead of it. Who
+// gives to nobody now comes first, of these all but the head, then who gave
+// least, so that no link carries the blob twice while another is idle; then the
+// usual neighbour, then who is finished, and then who has most.
 func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
 	takers, fed := n.takers(m, now), n.fed(m)
 	var best *member
@@ -281,6 +261,7 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
 		if best == nil || cmp.Or(
 			cmp.Compare(takers[c.node], takers[best.node]),
 			later(c.node == head, best.node == head),
+			cmp.Compare(c.gave, best.gave),
 			later(c.node != usual, best.node != usual),
 			later(!c.done, !best.done),
 			-cmp.Compare(c.at, best.at),
@@ -292,6 +273,7 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
 	if best == nil {
 		return ""
 	}
+	best.gave++
 	return best.node
 }
 
@@ -326,27 +308,25 @@ func (n *line) better(m *member, head string, now time.Time) string {
 		}
 		return ""
 	}
+	held := m.held
+	m.held = 0
 	above := n.nodes[from.from]
-	if from.done || above == nil || !above.active(now) || m.avoids(above.node, now) || !n.slower(from, above) {
+	if from.done || above == nil || above.done || !above.active(now) || m.avoids(above.node, now) || !n.slower(from, above) {
 		return ""
 	}
-	if gap := above.reach() - from.at; gap < slowGap || gap < 4*(from.at-m.at) || n.fed(m)[above.node] || !above.ahead(m) {
+	if gap := above.at - from.at; gap < slowGap || gap < 4*(from.at-m.at) || n.fed(m)[above.node] || !above.ahead(m) {
 		return ""
 	}
+	if m.held = held + 1; m.held < slowSteps {
+		return ""
+	}
+	above.gave++
 	return above.node
 }
 
 // slower reports whether m takes its bytes much slower than its source did.
 func (n *line) slower(m, source *member) bool {
-	return m.rate > 0 && 2*m.rate < source.rate
-}
-
-// reach is how far whoever follows m gets without waiting.
-func (m *member) reach() int64 {
-	if m.done {
-		return math.MaxInt64
-	}
-	return m.at
+	return m.rate > 0 && 3*m.rate < source.rate
 }
 
 // ahead reports whether m may wait for c's bytes: see doc.go for why no two

@@ -105,11 +105,10 @@ func (b *Blobs) find(ctx context.Context, d digest.Digest, off, place int64, fil
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
-	fill = fill && off == 0
-	if f, size, ok := b.follow(ctx, d, off, place, !fill); ok {
+	if f, size, ok := b.follow(ctx, d, off, place); ok {
 		return f, size, nil
 	}
-	if !fill {
+	if !fill || off > 0 {
 		return nil, 0, err
 	}
 	b.stats.gatewayFills.Add(1)
