@@ -35,11 +35,11 @@
 // the head a step: how far it is, from whom it takes, and who failed it. The
 // answer is a place in line and a neighbour, and nothing is waited for to give
 // it. A newcomer gets whoever is strictly ahead of it and gives to nobody yet;
-// first others than the head, then who gave least, then the neighbour that it has
-// for the image's other layers, then who is finished, then who has most. If nobody in the zone
-// is ahead, the node turns to the sources outside, one node at a time: so the
-// blob comes in once, through the head as a rule, and through whoever has most
-// where the head died.
+// first others than the head, then who gave least, then the neighbour that it
+// has for the image's other layers, then who is finished, then who has most. If
+// nobody in the zone is ahead, the node turns to the sources outside, one node
+// at a time: so the blob comes in once, through the head as a rule, and through
+// whoever has most where the head died.
 //
 // Twice a second each node reports. The head may answer with another
 // neighbour: somebody of the zone for who takes from outside, the slow
