@@ -136,7 +136,7 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 		if node == "" || node == h.b.id {
 			break
 		}
-		if doubts[node].IsZero() {
+		if doubts[node].IsZero() && h.b.mayFollow(node) {
 			if body, err := h.get(ctx, question{node: node, off: off, gateway: node == head && off == 0, place: h.spot.place}); err == nil {
 				return body, nil
 			}
@@ -150,6 +150,13 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 	}
 	h.spot.settle(h.spot.place, "")
 	return nil, errNobody
+}
+
+// mayFollow reports whether node, which a head named, is worth a question: a
+// head may err, or know of no change yet.
+func (b *Blobs) mayFollow(node string) bool {
+	n, known := b.members.Ring().Node(node)
+	return known && n.Zone == b.zone && n.ID != b.id && !n.Down && !b.avoids(node)
 }
 
 // join makes the download known to those who ask for it here.
@@ -212,7 +219,7 @@ func (s *spot) settle(place int64, from string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.place == 0 {
-		s.place = place
+		s.place = max(0, place)
 	}
 	s.from, s.left, s.stepped = from, "", time.Now()
 	select {
@@ -280,6 +287,9 @@ func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
 	}
 	if n, known := b.members.Ring().Node(s.Node); !known || n.Zone != b.zone || s.Node == b.id || s.At < 0 {
 		return oci.ErrUnsupported.Because("%.40q is in no line of this zone", s.Node)
+	}
+	if _, known := b.members.Ring().Node(s.From); !known {
+		s.From = ""
 	}
 	t := b.brigade.ledger.step(d, s, b.stand(d), time.Now())
 	w.Header().Set("Content-Type", "application/json")
@@ -350,7 +360,7 @@ func (h *hunt) tell(done bool) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.stepping = false
-		if t.From != "" && t.From != s.from && t.From != h.b.id && s.body != nil {
+		if t.From != s.from && s.body != nil && h.b.mayFollow(t.From) {
 			s.moveTo = t.From
 			_ = s.body.Close() // the download asks for another source
 		}

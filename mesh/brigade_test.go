@@ -2,6 +2,8 @@ package mesh_test
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/mesh"
 )
 
@@ -46,6 +49,13 @@ func (p *peer) holdBytesUntil(steps int64) {
 			close(named)
 		}
 	})
+}
+
+// requests counts what p was asked.
+func (p *peer) requests() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.ids)
 }
 
 // TestLine: all nodes want a blob at the same moment. Each sends it once at
@@ -200,5 +210,67 @@ func TestCutLine(t *testing.T) {
 	}
 	if sent := owner.blobs.Stats().BytesToPeers; whole != 4 || sent > int64(len(content))+half/2 {
 		t.Errorf("%d nodes have it, and %d bytes crossed the line for %d", whole, sent, len(content))
+	}
+}
+
+// TestStrangeHead: a head that knows of no lines, as one of an earlier version,
+// or names whom there is not, costs its zone nothing but the line.
+func TestStrangeHead(t *testing.T) {
+	for name, answer := range map[string]http.HandlerFunc{
+		"of an earlier version":      http.NotFound,
+		"with an answer of no sense": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("[")) },
+		"that names nobody's address": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"place":-5,"from":"` + uuid(99) + `"}`))
+		},
+		"that names another zone": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"place":5,"from":"` + uuid(3) + `"}`))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, option{replicas: 1}, "a", "-a", "-a", "-b")
+			head, other := c.nodes[0], c.nodes[3]
+			content := bytesOf(15, 100<<10)
+			head.hold(t, content)
+			head.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if strings.HasSuffix(r.URL.Path, "/line") {
+					answer(w, r)
+					return
+				}
+				next.ServeHTTP(w, r)
+			})
+			pullAll(t, c.nodes[1:3], content).Wait()
+			if n := other.requests(); n > 0 {
+				t.Errorf("the node of the other zone was asked %d times", n)
+			}
+			if _, err := c.nodes[1].read(t.Context(), digest.FromString("nothing")); !errors.Is(err, oci.ErrBlobUnknown) {
+				t.Errorf("what nobody has: %v", err)
+			}
+		})
+	}
+}
+
+// TestGoneNeighbour: a node that finished and is down since is not waited for.
+func TestGoneNeighbour(t *testing.T) {
+	c := newCluster(t, option{replicas: 1}, "a", "-a", "-a")
+	owner, gone := c.nodes[0], c.nodes[1]
+	content := bytesOf(16, 100<<10)
+	owner.hold(t, content)
+	var told atomic.Bool
+	owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		var said bytes.Buffer
+		if strings.HasSuffix(r.URL.Path, "/line") {
+			r.Body = io.NopCloser(io.TeeReader(r.Body, &said))
+		}
+		next.ServeHTTP(w, r)
+		if strings.Contains(said.String(), `"done":true`) {
+			told.Store(true)
+		}
+	})
+	gone.mustRead(t, content)
+	until(t, "the head knows that it has finished", told.Load)
+	c.setDown(gone, true)
+	c.nodes[2].mustRead(t, content)
+	if n := gone.requests(); n > 0 {
+		t.Errorf("it was asked %d times", n)
 	}
 }

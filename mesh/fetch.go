@@ -314,7 +314,7 @@ func (b *Blobs) avoids(node string) bool {
 func (b *Blobs) exchange(ctx context.Context, method string, q question) (io.ReadCloser, int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	wait := b.patience.Answer
-	if q.gateway || q.place > 0 {
+	if q.gateway || q.place > 0 && q.off == 0 { // it may have to ask others first
 		wait = b.patience.Gateway
 	}
 	late := time.AfterFunc(wait, func() { cancel(errNoAnswer) })
