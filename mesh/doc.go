@@ -39,7 +39,9 @@
 // has for the image's other layers, then who is finished, then who has most. If
 // nobody in the zone is ahead, the node turns to the sources outside, one node
 // at a time: so the blob comes in once, through the head as a rule, and through
-// whoever has most where the head died.
+// whoever has most where the head died. Who gains nothing outside makes way for
+// the next after a while. A head of an earlier version, which knows of no lines,
+// is passed by: the node turns to the sources at once.
 //
 // Twice a second each node reports. The head may answer with another
 // neighbour: somebody of the zone for who takes from outside, the slow

@@ -86,7 +86,9 @@ type member struct {
 	gave  int                  // how often it was named
 	held  int                  // steps in a row that a slow neighbour held it up
 	waits bool                 // until another has brought more into the zone
+	turn  time.Time            // when it last began to look outside the zone
 
+	gained  time.Time // when it last had more than before
 	rate    float64   // bytes a second, when it last filled
 	gauged  time.Time // when rate was taken
 	gaugeAt int64     // and where
@@ -103,6 +105,9 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := l.line(d, now)
+	if m := n.nodes[s.Node]; m != nil && m.done && m.place == s.Place && !s.Ask && !s.Done {
+		return turn{Place: m.place} // the step before the last, which overtook it
+	}
 	if s.Node != l.self {
 		n.put(head, cmp.Or(head.Place, l.first), now)
 	}
@@ -114,6 +119,9 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 	case s.Ask:
 		t.From = n.neighbour(m, l.self, l.usual(s.Node, d, now), now)
 		m.waits = t.From == "" && n.broughtIn(m, now)
+		if t.From == "" && !m.waits && now.Sub(m.turn) >= stepSilence {
+			m.turn = now
+		}
 		m.from, t.Wait = t.From, m.waits
 	default:
 		if t.From = n.better(m, l.self, now); t.From != "" {
@@ -189,16 +197,19 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 	if m.place != place { // another download than the last one
 		*m = member{node: s.Node, place: place}
 	}
+	if s.At > m.at || m.gained.IsZero() {
+		m.gained = now
+	}
 	m.at, m.from, m.done, m.seen, m.lost = s.At, s.From, s.Done, now, false
 	m.gauge(now)
 	for _, doubted := range s.Doubts {
-		m.leave(doubted, now)
-	}
-	if s.Left != "" {
-		m.leave(s.Left, now)
-		if left := n.nodes[s.Left]; left != nil {
-			left.lost = true
+		if n.nodes[doubted] != nil {
+			m.leave(doubted, now)
 		}
+	}
+	if left := n.nodes[s.Left]; left != nil {
+		m.leave(s.Left, now)
+		left.lost = true
 	}
 	return m
 }
@@ -233,7 +244,17 @@ func (m *member) gauge(now time.Time) {
 
 // active reports whether m takes bytes, or has them all, as far as is known.
 func (m *member) active(now time.Time) bool {
-	return !m.lost && (m.done || now.Sub(m.seen) < stepSilence)
+	memory := stepSilence
+	if m.done {
+		memory = lineMemory
+	}
+	return !m.lost && now.Sub(m.seen) < memory
+}
+
+// brings reports whether m gains bytes from outside the zone, or has just begun
+// to look there for some.
+func (m *member) brings(now time.Time) bool {
+	return m.from == "" && !m.waits && !m.done && (now.Sub(m.turn) < stepSilence || now.Sub(m.gained) < stepSilence)
 }
 
 // takers counts who takes from whom, without m.
@@ -277,12 +298,20 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
 	return best.node
 }
 
-// broughtIn reports whether another than m looks outside the zone for the blob,
-// and has at least as much of it.
+// broughtIn reports whether another than m, which has at least as much of the
+// blob, looks outside the zone for it, or is to do so before m. Who gains
+// nothing there makes way for whoever has waited longest: one node may be cut
+// off from what another reaches.
 func (n *line) broughtIn(m *member, now time.Time) bool {
+	if m.at == 0 {
+		return false
+	}
 	fed := n.fed(m)
 	for _, o := range n.nodes {
-		if m.at > 0 && o.from == "" && o.at >= m.at && !o.waits && !o.done && now.Sub(o.seen) < stepSilence && !fed[o.node] {
+		if o.from != "" || o.at < m.at || o.done || now.Sub(o.seen) >= stepSilence || fed[o.node] {
+			continue
+		}
+		if o.brings(now) || !m.brings(now) && o.turn.Before(m.turn) {
 			return true
 		}
 	}

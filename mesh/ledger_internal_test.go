@@ -112,6 +112,19 @@ func TestNeighbours(t *testing.T) {
 			c.say("blob", step{Node: "a", At: 51})
 			return c.say("blob", step{Node: "b", At: 50, Ask: true})
 		}, "a"},
+		{"nobody who finished long ago", func(c *crowd) string {
+			c.say("blob", step{Node: "a", At: 9, From: "h", Done: true})
+			for range 2 * lineMemory / time.Minute {
+				c.now = c.now.Add(time.Minute)
+				c.say("blob", step{Node: "b", At: 1, From: "x"})
+			}
+			return c.say("blob", step{Node: "c", At: 5, Ask: true})
+		}, ""},
+		{"who finished, though an earlier step came last", func(c *crowd) string {
+			c.say("blob", step{Node: "a", At: 9, From: "h", Done: true})
+			c.say("blob", step{Node: "a", At: 3, From: "h"})
+			return c.say("blob", step{Node: "c", At: 5, Ask: true})
+		}, "a"},
 		{"past a slow neighbour", func(c *crowd) string {
 			c.line4(4 << 20)
 			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
@@ -141,6 +154,32 @@ func TestNeighbours(t *testing.T) {
 
 func (c *crowd) waits(node string) bool {
 	return c.lines[digest.FromString("blob")].nodes[node].waits
+}
+
+// TestTurnsOutside: nodes that no one outside serves look there one at a time,
+// and each of them again and again: perhaps only one is cut off.
+func TestTurnsOutside(t *testing.T) {
+	c := newCrowd()
+	nodes, turns := []string{"a", "b", "c", "d"}, map[string]int{}
+	for second := range 60 {
+		var outside []string
+		for _, node := range nodes {
+			c.say("blob", step{Node: node, At: 50, Ask: true})
+			if !c.waits(node) {
+				outside = append(outside, node)
+				turns[node]++
+			}
+		}
+		if len(outside) > 1 {
+			t.Errorf("after %d s %v look outside at once", second, outside)
+		}
+		c.now = c.now.Add(time.Second)
+	}
+	for _, node := range nodes {
+		if turns[node] < 5 {
+			t.Errorf("node %s looked outside %d times in a minute, want 5 or more", node, turns[node])
+		}
+	}
 }
 
 // line4 lines a, b, c, d up behind the head, which has the blob, and lets a
