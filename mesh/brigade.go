@@ -25,6 +25,10 @@ const inLine = "Flotilla-Place"
 // for a source by itself.
 const namings = 4
 
+// smallBlob is up to what size nobody says that it has finished: one request
+// less for each. It is named to those who come just behind it all the same.
+const smallBlob = 1 << 20
+
 // brigade is this node's part in the lines: the downloads that run here, by
 // which others may follow them, and the ledger of those it is the head of.
 type brigade struct {
@@ -340,7 +344,7 @@ func (b *Blobs) fillFor(ctx context.Context, d digest.Digest, place int64) (io.R
 }
 
 // tell reports how far the download is, at most twice a second; the head may
-// answer with another neighbour. done is said once, and in any case.
+// answer with another neighbour. done is said once, however short ago the last step.
 func (h *hunt) tell(done bool) {
 	s := &h.spot
 	s.mu.Lock()

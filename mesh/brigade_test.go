@@ -249,28 +249,55 @@ func TestStrangeHead(t *testing.T) {
 	}
 }
 
-// TestGoneNeighbour: a node that finished and is down since is not waited for.
-func TestGoneNeighbour(t *testing.T) {
-	c := newCluster(t, option{replicas: 1}, "a", "-a", "-a")
-	owner, gone := c.nodes[0], c.nodes[1]
-	content := bytesOf(16, 100<<10)
-	owner.hold(t, content)
-	var told atomic.Bool
-	owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+// finished returns a function that reports whether p was told that a download of d is done.
+func (p *peer) finished() func(d digest.Digest) bool {
+	var told sync.Map
+	p.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		var said bytes.Buffer
 		if strings.HasSuffix(r.URL.Path, "/line") {
 			r.Body = io.NopCloser(io.TeeReader(r.Body, &said))
 		}
 		next.ServeHTTP(w, r)
 		if strings.Contains(said.String(), `"done":true`) {
-			told.Store(true)
+			told.Store(r.URL.Path, true)
 		}
 	})
+	return func(d digest.Digest) bool {
+		_, ok := told.Load("/blobs/" + d.String() + "/line")
+		return ok
+	}
+}
+
+// TestGoneNeighbour: a node that finished and is down since is not waited for.
+func TestGoneNeighbour(t *testing.T) {
+	c := newCluster(t, option{replicas: 1}, "a", "-a", "-a")
+	owner, gone := c.nodes[0], c.nodes[1]
+	content := bytesOf(16, 2<<20)
+	owner.hold(t, content)
+	told := owner.finished()
 	gone.mustRead(t, content)
-	until(t, "the head knows that it has finished", told.Load)
+	until(t, "the head knows that it has finished", func() bool { return told(digest.FromBytes(content)) })
 	c.setDown(gone, true)
 	c.nodes[2].mustRead(t, content)
 	if n := gone.requests(); n > 0 {
 		t.Errorf("it was asked %d times", n)
 	}
+}
+
+// TestSmallBlob: its end is not worth a step. Who comes behind gets it all
+// the same.
+func TestSmallBlob(t *testing.T) {
+	c := newCluster(t, option{replicas: 1, silence: time.Minute}, "a", "-a", "-a")
+	owner, first := c.nodes[0], c.nodes[1]
+	small, large := bytesOf(17, 1000), bytesOf(18, 2<<20)
+	owner.hold(t, small)
+	owner.hold(t, large)
+	told := owner.finished()
+	first.mustRead(t, small)
+	first.mustRead(t, large)
+	until(t, "the head knows of the large one", func() bool { return told(digest.FromBytes(large)) })
+	if told(digest.FromBytes(small)) {
+		t.Error("the head was told of the small one's end")
+	}
+	c.nodes[2].mustRead(t, small)
 }

@@ -108,7 +108,7 @@ func (y *delivery) Close() error {
 	y.h.spot.mu.Lock()
 	y.h.spot.body = nil
 	y.h.spot.mu.Unlock()
-	if y.h.size == y.h.spot.at.Load() {
+	if y.h.size > smallBlob && y.h.size == y.h.spot.at.Load() {
 		y.h.tell(true)
 	}
 	y.h.part()

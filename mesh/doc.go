@@ -43,13 +43,14 @@
 // the next after a while. A head of an earlier version, which knows of no lines,
 // is passed by: the node turns to the sources at once.
 //
-// Twice a second each node reports. The head may answer with another
-// neighbour: somebody of the zone for who takes from outside, the slow
-// neighbour's own source for who is held up by it, and the end of the line for
-// the slow one. A neighbour that dies, denies or is silent is left at the byte
-// reached. The ledger is in memory alone, bounded, and forgets; where the head
-// is lost the reports build it again at the next in rank. Nodes of other zones
-// are in no line here: they are served, and never named.
+// Twice a second each node reports, and at the end of all but small blobs. The
+// head may answer with another neighbour: somebody of the zone for who takes
+// from outside, the slow neighbour's own source for who is held up by it, and
+// the end of the line for the slow one. A neighbour that dies, denies or is
+// silent is left at the byte reached. The ledger is in memory alone, bounded,
+// and forgets; where the head is lost the reports build it again at the next in
+// rank. Nodes of other zones are in no line here: they are served, and never
+// named.
 //
 // # Nobody waits in a circle
 //
