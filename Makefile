@@ -6,7 +6,7 @@ SHELL       := /bin/bash
 GOTEST_TIMEOUT ?= 20m
 PLATFORMS      := linux/arm64 linux/arm darwin/arm64 windows/amd64
 
-.PHONY: help run build test lint vuln conformance clients logins helm kill faults faults-mutants bench cross clean
+.PHONY: help run build test lint vuln conformance clients logins helm kill faults faults-mutants bench lab cross clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -60,6 +60,9 @@ faults-mutants: ## plant bugs one at a time and expect the checks to catch each 
 
 bench: ## measure every workload beside the reference registry (ROUNDS, BENCH_FLAGS)
 	@deploy/test/bench.sh
+
+lab: ## let many hosts with shaped links pull one image at once (as root; LAB_RUNS, LAB_ROUNDS)
+	@deploy/test/lab.sh $(LAB_RUNS)
 
 cross: ## build for the other platforms
 	@for p in $(PLATFORMS); do \

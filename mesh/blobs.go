@@ -34,8 +34,9 @@ type Local interface {
 	// outlives ctx, and whoever reads it. When the whole turns out wrong, it
 	// calls Lied on each body that has that method and had a part in it.
 	Fill(ctx context.Context, d digest.Digest, src func(ctx context.Context, off int64) (io.ReadCloser, int64, error)) (io.ReadSeekCloser, int64, error)
-	// Follow returns a growing copy that has more than ahead bytes now.
-	Follow(d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool)
+	// Follow returns a growing copy that has more than ahead bytes now; for
+	// ahead below 0 one that may have none, once its size is known.
+	Follow(ctx context.Context, d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool)
 	// Touch marks d used where it is held durably.
 	Touch(d digest.Digest) (size int64, held bool)
 	// Full returns an error while nothing can be written.
@@ -123,6 +124,7 @@ type Blobs struct {
 	silent   sync.Map      // node that gave no answer -> time of that; as many as there are members
 	distrust distrust
 	crew     crew
+	brigade  brigade
 	buffers  *sync.Pool
 
 	names         Names
@@ -144,6 +146,7 @@ func NewBlobs(cfg BlobsConfig) *Blobs {
 		id: cfg.ID, zone: cfg.Zone, local: cfg.Local, members: cfg.Members, client: cfg.Client,
 		patience: cfg.Patience.orDefaults(), log: cfg.Log,
 		placing: make(chan struct{}, maxPlacing),
+		brigade: newBrigade(cfg.ID),
 		buffers: &sync.Pool{New: func() any { return new([copyBuffer]byte) }},
 
 		names: cfg.Names, cacheSize: cfg.CacheSize, started: time.Now(),

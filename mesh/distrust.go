@@ -85,12 +85,34 @@ type delivery struct {
 	node string
 }
 
+// deliver wraps what node sends.
+func (h *hunt) deliver(body io.ReadCloser, node string) *delivery {
+	h.spot.mu.Lock()
+	defer h.spot.mu.Unlock()
+	h.spot.body = body
+	return &delivery{ReadCloser: body, h: h, node: node}
+}
+
 func (y *delivery) Read(p []byte) (int, error) {
 	n, err := y.ReadCloser.Read(p)
 	if n > 0 {
 		y.h.vouched[y.node] = true
+		y.h.spot.at.Add(int64(n))
+		y.h.tell(false)
 	}
 	return n, err
+}
+
+// Close comes once from whoever reads, also where a move has ended the body.
+func (y *delivery) Close() error {
+	y.h.spot.mu.Lock()
+	y.h.spot.body = nil
+	y.h.spot.mu.Unlock()
+	if y.h.size > smallBlob && y.h.size == y.h.spot.at.Load() {
+		y.h.tell(true)
+	}
+	y.h.part()
+	return y.ReadCloser.Close()
 }
 
 // Lied is called by whoever put the whole blob together and found it wrong.

@@ -67,7 +67,7 @@ func TestDamagedCopy(t *testing.T) {
 			gateway int // of the reader's zone
 		}{
 			{"other zone", []string{"a", "b", "b"}, nil, 0},
-			{"through the gateway", []string{"a", "-a", "b", "b"}, nil, 1},
+			{"through the gateway", []string{"-a", "-a", "b", "b"}, nil, 1},
 			{"at the gateway", []string{"a", "a", "b"}, nil, 1},
 			{"with a full disk", []string{"a", "b", "b"}, []int{0}, 0},
 		} {
@@ -77,7 +77,7 @@ func TestDamagedCopy(t *testing.T) {
 				n := len(c.nodes)
 				holders := []string{c.nodes[n-2].id, c.nodes[n-1].id}
 				content, d := contentFor(t, size, func(d digest.Digest) bool {
-					return c.Ring().Gateway(d, "a")[0].ID == c.nodes[row.gateway].id
+					return c.Ring().Head(d, "a")[0].ID == c.nodes[row.gateway].id
 				})
 				var first *peer
 				for _, s := range c.Ring().Sources(d, reader.id, "a") {

@@ -7,13 +7,13 @@
 // caller's HTTP client proves who answers.
 //
 // Blobs makes the disks of all members look like one. A hit is answered from
-// the local disk. A miss is fetched from the zone's gateway, the owners, the
-// next ranks, and at last from anyone (fetch.go), while it streams to the
-// client; it is reported absent only when every member denied having it. Who
-// sent wrong bytes of a blob is asked for it last (distrust.go). What
-// is pushed lands on the local disk first and is then placed on its owners
-// (place.go). An upload lives at one node, its home, and the others pass
-// chunks on (uploads.go). PeerHandler answers other members (peer.go).
+// the local disk. A miss is fetched from the neighbour that the zone's head
+// names, the owners, the next ranks, and at last from anyone (fetch.go), while
+// it streams to the client; it is reported absent only when every member denied
+// having it. Who sent wrong bytes of a blob is asked for it last (distrust.go).
+// What is pushed lands on the local disk first and is then placed on its owners
+// (place.go). An upload lives at one node, its home, and the others pass chunks
+// on (uploads.go). PeerHandler answers other members (peer.go).
 //
 // Reconcile is the one pass behind repair, rebalancing, eviction and garbage
 // collection. It walks over what is held here and what the catalogue wants
@@ -23,14 +23,55 @@
 // (evict.go). What it saw is the node's health (health.go); due.go says when
 // the next pass is wanted.
 //
-// Only a client's node, its gateway and an owner that repairs may start a
-// download; everyone else serves what it has. With one more rule, that a copy
-// still growing serves only those who have less of it, no two nodes ever wait
-// for each other:
+// # The line
 //
-//   - a node that asks its gateway at offset 0 ranks below it in one common
-//     order, and never gets ahead of it from then on;
-//   - a node that follows any other copy had strictly less of it.
+// Nodes of a zone that want the same blob at once form a line: each takes it
+// from one neighbour and gives it to one, following the copy that still grows
+// (brigade.go). So every link carries the bytes once, however many nodes there
+// are, and one more node costs the few milliseconds of one more hop.
 //
-// A circle of waiting nodes would need one step against that order.
+// The head of the zone for a blob (an owner in it, or else its gateway, see
+// ring.Head) keeps the ledger of who takes from whom (ledger.go). A node sends
+// the head a step: how far it is, from whom it takes, and who failed it. The
+// answer is a place in line and a neighbour, and nothing is waited for to give
+// it. A newcomer gets whoever is strictly ahead of it and gives to nobody yet;
+// first others than the head, then who gave least, then the neighbour that it
+// has for the image's other layers, then who is finished, then who has most. If
+// nobody in the zone is ahead, the node turns to the sources outside, one node
+// at a time: so the blob comes in once, through the head as a rule, and through
+// whoever has most where the head died. Who gains nothing outside makes way for
+// the next after a while. A head of an earlier version, which knows of no lines,
+// is passed by: the node turns to the sources at once.
+//
+// Twice a second each node reports, and at the end of all but small blobs. The
+// head may answer with another neighbour: somebody of the zone for who takes
+// from outside, the slow neighbour's own source for who is held up by it, and
+// the end of the line for the slow one. A neighbour that dies, denies or is
+// silent is left at the byte reached. The ledger is in memory alone, bounded,
+// and forgets; where the head is lost the reports build it again at the next in
+// rank. Nodes of other zones are in no line here: they are served, and never
+// named.
+//
+// # Nobody waits in a circle
+//
+// Only a client's node, its head and an owner that repairs may start a
+// download; everyone else serves what it has. Let A wait for bytes of B's
+// growing copy. B allows that only if, at the moment it is asked,
+//
+//   - B has strictly more bytes than A; or
+//   - A has none, and B's place in line is before A's. A download has one
+//     place from its first step to its end, whoever is the head later, and
+//     places are numbers: their order is the same for all. A download without
+//     a place, which is a repair's, waits by the first rule alone; so it may be
+//     waited for, too.
+//
+// B never falls behind A afterwards, for what A has came through B. Suppose
+// nodes wait in a circle. Going round it nobody has fewer bytes than the one
+// before, so all have the same number. Take the wait that began last. Had it
+// begun by the first rule, its B had more than its A, which the circle denies.
+// So its A had nothing, and nobody in the circle has anything; then none of its
+// waits began by the first rule, and round the circle each place is before the
+// last one: which no order allows. This does not rest on what any ledger says.
+// The node that is asked holds to it alone, so two heads that do not know of
+// each other, or a head that errs, cost a refusal and never a circle.
 package mesh

@@ -7,8 +7,8 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -47,18 +47,33 @@ type hunt struct {
 	odd      bool            // somebody has the blob in another size
 	reached  int64
 	deadline time.Time // for more than reached
+
+	grows bool // into a copy that others may follow
+	spot  spot // in the line of the zone
 }
 
 func (b *Blobs) newHunt(d digest.Digest, client bool) *hunt {
-	return &hunt{b: b, digest: d, client: client, size: -1, tried: map[string]bool{}, denied: map[string]bool{}, vouched: map[string]bool{}, reached: -1}
+	return &hunt{
+		b: b, digest: d, client: client, size: -1, reached: -1, grows: true, spot: spot{named: make(chan struct{})},
+		tried: map[string]bool{}, denied: map[string]bool{}, vouched: map[string]bool{},
+	}
 }
 
 // next returns the bytes from off on of the next source that has more than
-// that, and the size of the whole blob. As long as no source has answered, one
+// that, and the size of the whole blob.
+func (h *hunt) next(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+	body, size, err := h.search(ctx, off)
+	if err != nil {
+		h.part()
+	}
+	return body, size, err
+}
+
+// search does the work of next. As long as no source has answered, one
 // round decides: the blob is proved absent, or unavailable. Once a response
 // has begun, rounds follow each other until one has an answer, or there was no
 // progress for a long time, or the only answers contradict its size.
-func (h *hunt) next(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+func (h *hunt) search(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
 	if h.size < 0 {
 		body, err := h.round(ctx, off)
 		if err != nil {
@@ -99,6 +114,12 @@ var errNobody = errors.New("nobody serves it")
 // one, the others together, then those that seem down: gossip may be wrong. Last
 // come those that sent wrong bytes, those of long ago first.
 func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
+	if h.grows && !h.repair {
+		body, err := h.take(ctx, off)
+		if err == nil || errors.Is(err, errInTurn) && h.size >= 0 {
+			return body, err
+		}
+	}
 	r := h.b.members.Ring()
 	var likely, others, down, doubted []string
 	gateway, doubts := "", h.b.distrust.of(h.digest)
@@ -106,7 +127,7 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 		if h.tried[s.ID] {
 			continue
 		}
-		if s.Gateway && h.client && h.size < 0 {
+		if s.Gateway && h.client && !h.grows && h.size < 0 {
 			gateway = s.ID
 		}
 		switch {
@@ -121,7 +142,7 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 		}
 	}
 	for _, id := range likely {
-		if body, err := h.get(ctx, id, off, id == gateway); err == nil {
+		if body, err := h.get(ctx, question{node: id, off: off, gateway: id == gateway}); err == nil {
 			return body, nil
 		}
 	}
@@ -132,7 +153,7 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 	}
 	slices.SortStableFunc(doubted, func(a, b string) int { return doubts[a].Compare(doubts[b]) })
 	for _, id := range doubted {
-		if body, err := h.get(ctx, id, off, false); err == nil {
+		if body, err := h.get(ctx, question{node: id, off: off}); err == nil {
 			return body, nil
 		}
 	}
@@ -164,10 +185,12 @@ func (h *hunt) verdict(ctx context.Context) error {
 	return oci.ErrBlobUnknown
 }
 
-// get asks one node for the bytes from off on.
-func (h *hunt) get(ctx context.Context, id string, off int64, gateway bool) (io.ReadCloser, error) {
+// get asks one node for the bytes from an offset on.
+func (h *hunt) get(ctx context.Context, q question) (io.ReadCloser, error) {
+	id := q.node
 	h.tried[id] = true
-	body, size, err := h.b.ask(ctx, http.MethodGet, question{id, h.digest, off, gateway, h.repair})
+	q.digest, q.repair = h.digest, h.repair
+	body, size, err := h.b.ask(ctx, http.MethodGet, q)
 	if err == nil && h.size >= 0 && size != h.size {
 		_ = body.Close()
 		err = fmt.Errorf("it has %d bytes there and %d elsewhere", size, h.size)
@@ -175,14 +198,14 @@ func (h *hunt) get(ctx context.Context, id string, off int64, gateway bool) (io.
 		h.b.doubt(id, h.digest, err.Error())
 	}
 	if err == nil {
-		if gateway {
+		if q.gateway {
 			h.b.stats.gatewayServed.Add(1)
 		}
 		if h.size < 0 {
 			h.size = size
 			h.vouched[id] = true
 		}
-		return &delivery{ReadCloser: body, h: h, node: id}, nil
+		return h.deliver(body, id), nil
 	}
 	h.note(ctx, id, err)
 	return nil, err
@@ -206,7 +229,7 @@ func (h *hunt) getAny(ctx context.Context, ids []string, off int64) (io.ReadClos
 		if !ok {
 			break
 		}
-		if body, err := h.get(ctx, id, off, false); err == nil {
+		if body, err := h.get(ctx, question{node: id, off: off}); err == nil {
 			return body, nil
 		}
 		var rest []string
@@ -233,7 +256,7 @@ func (h *hunt) poll(ctx context.Context, ids []string, off int64) (winner string
 			if ctx.Err() != nil {
 				return nil
 			}
-			_, _, err := h.b.ask(ctx, http.MethodHead, question{id, h.digest, off, false, h.repair})
+			_, _, err := h.b.ask(ctx, http.MethodHead, question{node: id, digest: h.digest, off: off, repair: h.repair})
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -256,8 +279,9 @@ type question struct {
 	node    string
 	digest  digest.Digest
 	off     int64
-	gateway bool // it may start a download
-	repair  bool // no client waits
+	gateway bool  // it may start a download
+	repair  bool  // no client waits
+	place   int64 // of the asker in the line, if it has one
 }
 
 // ask asks one node for a blob, or (HEAD) whether it has more of it than off.
@@ -290,7 +314,7 @@ func (b *Blobs) avoids(node string) bool {
 func (b *Blobs) exchange(ctx context.Context, method string, q question) (io.ReadCloser, int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	wait := b.patience.Answer
-	if q.gateway {
+	if q.gateway || q.place > 0 && q.off == 0 { // it may have to ask others first
 		wait = b.patience.Gateway
 	}
 	late := time.AfterFunc(wait, func() { cancel(errNoAnswer) })
@@ -329,6 +353,9 @@ func (b *Blobs) sendQuestion(ctx context.Context, method string, q question) (*h
 	if q.repair {
 		req.Header.Set(forRepair, "1")
 	}
+	if q.place > 0 {
+		req.Header.Set(inLine, strconv.FormatInt(q.place, 10))
+	}
 	resp, err := b.client.Do(req)
 	if err != nil {
 		return nil, err
@@ -341,39 +368,4 @@ func (b *Blobs) sendQuestion(ctx context.Context, method string, q question) (*h
 		return nil, decode(resp)
 	}
 	return resp, nil
-}
-
-// blobSize returns the size of the whole blob that resp serves from off on.
-func blobSize(resp *http.Response, off int64) (int64, error) {
-	if off == 0 {
-		if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 {
-			return 0, errors.New("the answer does not say how large the blob is")
-		}
-		return resp.ContentLength, nil
-	}
-	var from, to, size int64
-	got := resp.Header.Get("Content-Range")
-	if _, err := fmt.Sscanf(got, "bytes %d-%d/%d", &from, &to, &size); err != nil || from != off || to != size-1 || size <= off {
-		return 0, fmt.Errorf("the answer serves %q instead of the bytes from %d on", got, off)
-	}
-	return size, nil
-}
-
-// incoming is the body of a source.
-type incoming struct {
-	io.ReadCloser
-	cancel context.CancelCauseFunc
-	count  *atomic.Int64
-}
-
-func (i *incoming) Read(p []byte) (int, error) {
-	n, err := i.ReadCloser.Read(p)
-	i.count.Add(int64(n))
-	return n, err
-}
-
-// Close may come while Read waits, and frees it.
-func (i *incoming) Close() error {
-	i.cancel(nil)
-	return i.ReadCloser.Close()
 }

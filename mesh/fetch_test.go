@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -99,9 +100,9 @@ func TestGatewayFetchesOnce(t *testing.T) {
 	c := newCluster(t, option{replicas: 1}, "south", "north", "north", "north", "-north")
 	owner := c.nodes[0]
 	content, d := contentFor(t, 1<<20, func(d digest.Digest) bool { return c.Ring().Owners(d)[0].ID == owner.id })
-	gateway := c.peer(c.Ring().Gateway(d, "north")[0].ID)
+	gateway := c.peer(c.Ring().Head(d, "north")[0].ID)
 	owner.hold(t, content)
-	// The owner waits until all have asked, so that they do ask at once.
+	// The owner waits until all have got their neighbours, so that they do ask at once.
 	asked := make(chan struct{})
 	owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		<-asked
@@ -109,13 +110,16 @@ func TestGatewayFetchesOnce(t *testing.T) {
 	})
 	var arrived atomic.Int64
 	gateway.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-		if arrived.Add(1) == 3 {
+		next.ServeHTTP(w, r)
+		if strings.HasSuffix(r.URL.Path, "/line") && arrived.Add(1) == 3 {
 			close(asked)
 		}
-		next.ServeHTTP(w, r)
 	})
 	var wg sync.WaitGroup
 	for _, p := range c.nodes[1:] {
+		if p == gateway {
+			continue
+		}
 		wg.Go(func() {
 			if got, err := p.read(t.Context(), d); err != nil || !bytes.Equal(got, content) {
 				t.Errorf("node %s: %d bytes, %v", p.id, len(got), err)
@@ -156,7 +160,7 @@ func TestOnlyTheGatewayFetches(t *testing.T) {
 		asker := c.nodes[i%len(c.nodes)]
 		_, _ = asker.read(t.Context(), d)
 		n, _ := c.Ring().Node(asker.id)
-		gateway := c.Ring().Gateway(d, n.Zone)[0].ID
+		gateway := c.Ring().Head(d, n.Zone)[0].ID
 		want := map[string]int{gateway: 1}
 		if gateway == asker.id {
 			want = map[string]int{}
@@ -172,7 +176,7 @@ func TestOnlyTheGatewayFetches(t *testing.T) {
 func TestRequestIDTravels(t *testing.T) {
 	c := newCluster(t, option{replicas: 1}, "a", "a", "b")
 	content, d := contentFor(t, 1000, func(d digest.Digest) bool {
-		return c.Ring().Gateway(d, "a")[0].ID == uuid(1) && c.Ring().Owners(d)[0].ID == uuid(2)
+		return c.Ring().Head(d, "a")[0].ID == uuid(1) && c.Ring().Owners(d)[0].ID == uuid(2)
 	})
 	c.nodes[2].hold(t, content)
 	if _, err := c.nodes[0].read(oci.WithRequestID(t.Context(), "req-7"), d); err != nil {

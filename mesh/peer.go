@@ -21,16 +21,17 @@ import (
 func (b *Blobs) PeerHandler() http.Handler {
 	mux := http.NewServeMux()
 	for pattern, serve := range map[string]func(http.ResponseWriter, *http.Request) error{
-		"GET /blobs/{digest}":  b.serveBlob, // and HEAD
-		"PUT /blobs/{digest}":  b.serveCopy,
-		"POST /blobs/holdings": b.serveHoldings,
-		"POST /blobs/wake":     b.serveWake,
-		"GET /blobs/health":    b.serveHealth,
-		"GET /blobs/garbage":   b.serveGarbage,
-		"PATCH /uploads/{id}":  b.serveUpload(b.appendHere),
-		"GET /uploads/{id}":    b.serveUpload(b.sizeHere),
-		"PUT /uploads/{id}":    b.serveUpload(b.finishHere),
-		"DELETE /uploads/{id}": b.serveUpload(b.cancelHere),
+		"GET /blobs/{digest}":       b.serveBlob, // and HEAD
+		"PUT /blobs/{digest}":       b.serveCopy,
+		"POST /blobs/holdings":      b.serveHoldings,
+		"POST /blobs/{digest}/line": b.serveStep,
+		"POST /blobs/wake":          b.serveWake,
+		"GET /blobs/health":         b.serveHealth,
+		"GET /blobs/garbage":        b.serveGarbage,
+		"PATCH /uploads/{id}":       b.serveUpload(b.appendHere),
+		"GET /uploads/{id}":         b.serveUpload(b.sizeHere),
+		"PUT /uploads/{id}":         b.serveUpload(b.finishHere),
+		"DELETE /uploads/{id}":      b.serveUpload(b.cancelHere),
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 			if err := serve(w, r); err != nil {
@@ -56,7 +57,11 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	if r.Method == http.MethodGet && r.Header.Get(forRepair) == "" {
 		b.hurry(d)
 	}
-	f, size, err := b.find(r.Context(), d, off, r.Method == http.MethodGet && r.Header.Get(mayFill) != "")
+	place, err := parsePlace(r.Header.Get(inLine))
+	if err != nil {
+		return err
+	}
+	f, size, err := b.find(r.Context(), d, off, place, r.Method == http.MethodGet && r.Header.Get(mayFill) != "")
 	if err != nil {
 		return err
 	}
@@ -94,21 +99,20 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	return nil // the header is out: a short body tells the rest
 }
 
-// find opens d for a peer that has off bytes of it.
-func (b *Blobs) find(ctx context.Context, d digest.Digest, off int64, fill bool) (io.ReadSeekCloser, int64, error) {
+// find opens d for a peer that has off bytes of it, and place in the line.
+func (b *Blobs) find(ctx context.Context, d digest.Digest, off, place int64, fill bool) (io.ReadSeekCloser, int64, error) {
 	f, size, err := b.local.Open(ctx, d)
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
-	if f, size, ok := b.local.Follow(d, off); ok {
+	if f, size, ok := b.follow(ctx, d, off, place); ok {
 		return f, size, nil
 	}
 	if !fill || off > 0 {
 		return nil, 0, err
 	}
 	b.stats.gatewayFills.Add(1)
-	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, false).next)
-	if err == nil {
+	if f, size, err = b.fillFor(ctx, d, place); err == nil {
 		return f, size, nil
 	}
 	b.log.Debug("no copy for a node of this zone", "digest", d, "err", err, "request", oci.RequestID(ctx))

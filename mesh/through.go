@@ -18,6 +18,7 @@ import (
 // not get the last piece of wrong bytes; others have to check for themselves.
 func (b *Blobs) passThrough(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, int64, error) {
 	h := b.newHunt(d, true)
+	h.grows = false
 	body, size, err := h.next(ctx, 0)
 	if err != nil {
 		return nil, 0, err

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
@@ -190,4 +191,39 @@ func (b *Blobs) do(req *http.Request, o *outgoing, size int64) (*http.Response, 
 		err = cause
 	}
 	return resp, err
+}
+
+// blobSize returns the size of the whole blob that resp serves from off on.
+func blobSize(resp *http.Response, off int64) (int64, error) {
+	if off == 0 {
+		if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 {
+			return 0, errors.New("the answer does not say how large the blob is")
+		}
+		return resp.ContentLength, nil
+	}
+	var from, to, size int64
+	got := resp.Header.Get("Content-Range")
+	if _, err := fmt.Sscanf(got, "bytes %d-%d/%d", &from, &to, &size); err != nil || from != off || to != size-1 || size <= off {
+		return 0, fmt.Errorf("the answer serves %q instead of the bytes from %d on", got, off)
+	}
+	return size, nil
+}
+
+// incoming is the body of a source.
+type incoming struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+	count  *atomic.Int64
+}
+
+func (i *incoming) Read(p []byte) (int, error) {
+	n, err := i.ReadCloser.Read(p)
+	i.count.Add(int64(n))
+	return n, err
+}
+
+// Close may come while Read waits, and frees it.
+func (i *incoming) Close() error {
+	i.cancel(nil)
+	return i.ReadCloser.Close()
 }

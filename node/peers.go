@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -288,8 +289,11 @@ func peerHandler(t *trust, members, door http.Handler, log *slog.Logger) http.Ha
 }
 
 // peerLevel keeps the questions that every read by tag and every write brings
-// with it out of a log that people read.
+// with it, and the steps of every download, out of a log that people read.
 func peerLevel(path string) slog.Level {
+	if strings.HasPrefix(path, "/blobs/") && strings.HasSuffix(path, "/line") {
+		return slog.LevelDebug
+	}
 	switch path {
 	case "/metadata/readindex", "/metadata/term", "/metadata/applied":
 		return slog.LevelDebug

@@ -119,8 +119,22 @@ func (r *Ring) Gateway(d digest.Digest, zone string) []Node {
 	})
 }
 
+// Head returns the nodes of zone, best first, in the order in which they lead
+// those of the zone that want d: its owners, who hold it or should, then the
+// others as gateways.
+func (r *Ring) Head(d digest.Digest, zone string) []Node {
+	nodes := slices.DeleteFunc(r.Owners(d), func(n Node) bool { return n.Zone != zone })
+	owners := nodes[:len(nodes):len(nodes)]
+	for _, n := range r.Gateway(d, zone) {
+		if !slices.Contains(owners, n) {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
+}
+
 // Sources returns all nodes but self, which is in zone, in the order in which
-// self asks them for d: its zone's gateway, unless that is self; the owners,
+// self asks them for d: its zone's head, unless that is self; the owners,
 // those of its own zone first; the next ranks; then those who own nothing.
 // Whoever is down comes after all others, in the same order.
 func (r *Ring) Sources(d digest.Digest, self, zone string) []Source {
@@ -134,7 +148,7 @@ func (r *Ring) Sources(d digest.Digest, self, zone string) []Source {
 			}
 		}
 	}
-	live := slices.DeleteFunc(r.Gateway(d, zone), func(n Node) bool { return n.Down && n.ID != self })
+	live := slices.DeleteFunc(r.Head(d, zone), func(n Node) bool { return n.Down && n.ID != self })
 	add(true, live[:min(1, len(live))])
 	ranked := r.Rank(d)
 	owners := slices.Clone(ranked[:min(r.replicas, len(ranked))])

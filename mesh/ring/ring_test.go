@@ -91,6 +91,35 @@ func TestRankLeavesOutWeightless(t *testing.T) {
 	}
 }
 
+// TestHead: the owners lead their zone in the order of their ranks, whoever is
+// its gateway.
+func TestHead(t *testing.T) {
+	members := nodes(8, "a", "b")
+	for i := range members[:4] {
+		members[i].Weight = 0
+	}
+	r := New(members, 3)
+	for i := range 100 {
+		d := blob(i)
+		for _, zone := range []string{"a", "b"} {
+			var want []string
+			for _, n := range r.Owners(d) {
+				if n.Zone == zone {
+					want = append(want, n.ID)
+				}
+			}
+			for _, n := range r.Gateway(d, zone) {
+				if !slices.Contains(want, n.ID) {
+					want = append(want, n.ID)
+				}
+			}
+			if got := ids(r.Head(d, zone)); !slices.Equal(got, want) {
+				t.Fatalf("heads of zone %s %v, want %v", zone, got, want)
+			}
+		}
+	}
+}
+
 func TestEmptyAndOdd(t *testing.T) {
 	empty := New(nil, 0)
 	if len(empty.Rank("sha256:00")) != 0 || len(empty.Owners("")) != 0 || len(empty.Sources("x", "me", "a")) != 0 {
@@ -119,7 +148,7 @@ func TestSources(t *testing.T) {
 		if len(got) != len(members)-1 {
 			t.Fatalf("%d sources, want everyone but self", len(got))
 		}
-		gateway := r.Gateway(d, self.Zone)[0]
+		gateway := r.Head(d, self.Zone)[0]
 		if gateway.ID == self.ID {
 			if slices.ContainsFunc(got, func(s Source) bool { return s.Gateway }) {
 				t.Fatal("a gateway was sent to another gateway")
@@ -157,7 +186,7 @@ func TestSourcesWhenDown(t *testing.T) {
 		d := blob(i)
 		up := New(members, 3)
 		var first Node // the best gateway that is not self
-		for _, n := range up.Gateway(d, "a") {
+		for _, n := range up.Head(d, "a") {
 			if n.ID != self.ID {
 				first = n
 				break

@@ -121,8 +121,9 @@ func (f *fill) follow() *reader {
 
 // Follow returns a reader of the growing copy of d, if there is one that has
 // more than ahead bytes; or of the whole blob, for one that has just been
-// completed.
-func (s *Store) Follow(d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool) {
+// completed. With ahead below 0 the copy may have none yet: Follow waits until
+// its size is known, or ctx ends.
+func (s *Store) Follow(ctx context.Context, d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool) {
 	s.fills.mu.Lock()
 	f := s.fills.byDigest[d]
 	var r *reader
@@ -141,10 +142,16 @@ func (s *Store) Follow(d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, 
 		}
 		return file, size, true
 	}
+	if ahead < 0 {
+		select {
+		case <-f.ready:
+		case <-ctx.Done():
+		}
+	}
 	f.mu.Lock()
 	size, fit := f.size, f.err == nil && f.written > ahead
 	f.mu.Unlock()
-	if !fit {
+	if !fit || ctx.Err() != nil {
 		_ = r.Close()
 		return nil, 0, false
 	}

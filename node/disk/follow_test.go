@@ -267,7 +267,7 @@ func TestFollow(t *testing.T) {
 	s := newStore(t, Config{})
 	b, d := content(size)
 	_, other := content(7)
-	if _, _, ok := s.Follow(d, 0); ok {
+	if _, _, ok := s.Follow(t.Context(), d, 0); ok {
 		t.Fatal("a copy of nothing")
 	}
 	answer := make(chan struct{})
@@ -282,14 +282,14 @@ func TestFollow(t *testing.T) {
 		filled <- err
 	}()
 	eventually(t, "the fill runs", func() bool { return s.Stats().FillsActive == 1 })
-	if _, _, ok := s.Follow(d, 0); ok {
+	if _, _, ok := s.Follow(t.Context(), d, 0); ok {
 		t.Fatal("a copy without a size")
 	}
 	close(answer)
 	_, err := w.Write(b[:1000])
 	must(t, err)
 	eventually(t, "it has 1000 bytes", func() bool {
-		r, _, ok := s.Follow(d, 999)
+		r, _, ok := s.Follow(t.Context(), d, 999)
 		if ok {
 			must(t, r.Close())
 		}
@@ -307,7 +307,7 @@ func TestFollow(t *testing.T) {
 			wantFollow(t, s, tt.digest, tt.ahead, tt.want)
 		})
 	}
-	r, n, ok := s.Follow(d, 0)
+	r, n, ok := s.Follow(t.Context(), d, 0)
 	if !ok || n != size {
 		t.Fatalf("Follow = %d, %v", n, ok)
 	}
@@ -326,7 +326,7 @@ func TestFollow(t *testing.T) {
 
 func wantFollow(t *testing.T, s *Store, d string, ahead int64, want bool) {
 	t.Helper()
-	r, _, ok := s.Follow(digest.Digest(d), ahead)
+	r, _, ok := s.Follow(t.Context(), digest.Digest(d), ahead)
 	if ok {
 		must(t, r.Close())
 	}
