@@ -22,7 +22,8 @@
 // copies that need not be here go only when every owner vouches for its own
 // (evict.go). A zone may pin blobs, which one node of it then holds, whoever owns
 // them (keep.go). What it saw is the node's health (health.go); due.go says when
-// the next pass is wanted.
+// the next pass is wanted. Who holds what now, where.go finds out for people
+// and for whoever waits for copies.
 //
 // # The line
 //
