@@ -252,6 +252,7 @@ func (n *Node) servePublic() (err error) {
 		Health:  n,
 		Room:    n.disk.Full,
 		Status:  func(ctx context.Context) any { return n.Status(ctx) },
+		Where:   n.Where,
 		Admin: api.Admin{
 			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },
 			Members: n, Collector: n, Archive: n, Checker: n,
