@@ -44,6 +44,7 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 		Log:     n.log,
 
 		Names:      names{n.catalog},
+		Pins:       n.pins,
 		CacheSize:  max(cache, 1), // 0 would mean no ceiling
 		RepairRate: repair,
 		Grace:      n.cfg.Unused,
@@ -175,6 +176,7 @@ func (n *Node) openCatalog() (*metadata.Catalog, error) {
 		Client:    n.dialer.client(true),
 		Alive:     n.members.Alive,
 		OnMembers: n.onMembers,
+		OnNamed:   n.pins.heard,
 		Fatal:     n.fail,
 		OutAfter:  n.cfg.OutAfter,
 		TagReads:  metadata.TagReads(n.cfg.TagReads),
@@ -255,7 +257,7 @@ func (n *Node) servePublic() (err error) {
 		Where:   n.Where,
 		Admin: api.Admin{
 			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },
-			Members: n, Collector: n, Archive: n, Checker: n,
+			Members: n, Collector: n, Archive: n, Checker: n, Pinner: n,
 		},
 		Auth:       n.auth,
 		Audit:      audit,
