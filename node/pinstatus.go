@@ -41,7 +41,8 @@ type PinStatus struct {
 // pinsLook is the last look at the pins.
 type pinsLook struct {
 	looking chan struct{} // holds a token while somebody looks
-	until   time.Time     // how long the last look serves all who ask
+	until   time.Time     // how long the last look serves all who ask,
+	pins    *pinSet       // while these are the pins
 	last    PinsStatus
 }
 
@@ -61,16 +62,23 @@ func (n *Node) PinStatus(ctx context.Context) (any, error) {
 	case <-ctx.Done():
 		return nil, oci.ErrUnavailable.Wrap(context.Cause(ctx))
 	}
+	if err := n.catalog.Sync(ctx); err != nil {
+		return nil, err
+	}
+	pins, err := n.pins.current()
+	if err != nil {
+		return nil, err
+	}
 	began := time.Now()
-	if began.Before(l.until) {
+	if pins == l.pins && began.Before(l.until) {
 		return l.last, nil
 	}
-	s, err := n.lookAtPins(ctx)
+	s, err := n.lookAtPins(ctx, pins)
 	if err != nil {
 		return nil, err
 	}
 	s.At = began
-	l.last, l.until = s, time.Now().Add(max(time.Since(began), lookEvery))
+	l.last, l.pins, l.until = s, pins, time.Now().Add(max(time.Since(began), lookEvery))
 	return s, nil
 }
 
@@ -85,15 +93,8 @@ type survey struct {
 }
 
 // lookAtPins finds out how far all pins hold.
-func (n *Node) lookAtPins(ctx context.Context) (PinsStatus, error) {
-	if err := n.catalog.Sync(ctx); err != nil {
-		return PinsStatus{}, err
-	}
-	set, err := n.pins.current()
-	if err != nil {
-		return PinsStatus{}, err
-	}
-	s := &survey{n: n, pins: set.all, zones: map[string]string{}, silent: map[string]bool{}, to: map[string]map[int]int64{}}
+func (n *Node) lookAtPins(ctx context.Context, pins *pinSet) (PinsStatus, error) {
+	s := &survey{n: n, pins: pins.all, zones: map[string]string{}, silent: map[string]bool{}, to: map[string]map[int]int64{}}
 	for _, one := range s.pins {
 		s.status = append(s.status, PinStatus{Pin: one.Pin})
 	}
