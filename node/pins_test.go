@@ -20,10 +20,10 @@ import (
 
 // newSites starts two owners in zone a and two nodes in zone b that own
 // nothing. No node may hold copies that it need not.
-func newSites(t *testing.T) *cluster {
-	c := newCluster(t, 2, func(cfg *Config) { cfg.Zone, cfg.Replicas, cfg.CacheSize = "a", 2, "0" })
+func newSites(t *testing.T, change ...func(*Config)) *cluster {
+	c := newCluster(t, 2, append(change, func(cfg *Config) { cfg.Zone, cfg.Replicas, cfg.CacheSize = "a", 2, "0" })...)
 	for range 2 {
-		c.add(func(cfg *Config) { cfg.Zone, cfg.Weight, cfg.CacheSize = "b", 0, "0" })
+		c.add(append(change, func(cfg *Config) { cfg.Zone, cfg.Weight, cfg.CacheSize = "b", 0, "0" })...)
 	}
 	c.await("all to know all", func() error {
 		for _, n := range c.nodes {
@@ -203,6 +203,31 @@ func TestPinDrain(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestPinOut: what a keeper kept that stays away, another node of its zone keeps
+// until it is back.
+func TestPinOut(t *testing.T) {
+	c := newSites(t, func(cfg *Config) { cfg.OutAfter = time.Second })
+	c.pin(0, Pin{Zone: "b", Repo: "**"})
+	var all []image
+	for _, img := range c.pushMany(4, 10<<10, 0, 1) {
+		all = append(all, img)
+	}
+	c.await("all at their keepers", c.kept(all, nil))
+	c.nodes[2].crash()
+	c.await("the other node to keep all", func() error {
+		for _, img := range all {
+			for d := range img.blobs {
+				if !c.nodes[3].disk.Has(d) {
+					return fmt.Errorf("it lacks %s", d)
+				}
+			}
+		}
+		return nil
+	})
+	c.restart(2)
+	c.heal("all at their keepers again", c.others(), c.kept(all, nil))
 }
 
 // TestPinBounds: what is no pin is refused, and so is one too many.
