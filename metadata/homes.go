@@ -216,34 +216,48 @@ func (s *state) parts(repo string, m sum) (blobs []digest.Digest, manifests []su
 	return blobs, manifests, err
 }
 
-// Images calls fn with each manifest of repo and the tags on it, by digest, as
-// this replica knows them, until fn returns false.
-func (c *Catalog) Images(repo string, fn func(d digest.Digest, tags []string) bool) error {
-	return wrapRead("images", c.state.images(repo, fn))
+// Images calls fn with each manifest of the repositories that sees passes, and
+// the tags on it, by repository and digest, as this replica knows them, until fn
+// returns false.
+func (c *Catalog) Images(sees func(repo string) bool, fn func(repo string, d digest.Digest, tags []string) bool) error {
+	return wrapRead("images", c.state.images(sees, fn))
 }
 
-func (s *state) images(repo string, fn func(d digest.Digest, tags []string) bool) error {
-	last := ""
-	for more := true; more; {
-		var page []sum
+func (s *state) images(sees func(repo string) bool, fn func(repo string, d digest.Digest, tags []string) bool) error {
+	for last, more := "", true; more; {
+		var repos []string
 		var err error
+		if repos, more, err = s.repositories(Page{Last: last, N: pageSize}, sees); err != nil {
+			return err
+		}
+		for _, repo := range repos {
+			last = repo
+			if on, err := s.imagesOf(repo, fn); !on || err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// imagesOf is images of one repository; on says that fn wants to hear more.
+func (s *state) imagesOf(repo string, fn func(repo string, d digest.Digest, tags []string) bool) (on bool, err error) {
+	for last, more := "", true; more; {
+		var page []sum
 		page, more, err = pageOf(s, repoKey(repo, kindManifest), last, pageSize, func(d, _ []byte) (sum, bool, error) {
 			return sum(d), true, nil
 		})
 		if err != nil {
-			return err
+			return false, err
 		}
 		for _, m := range page {
 			last = string(m)
 			d := sumDigest([]byte(m))
 			tags, err := s.tagsOn(repo, d)
-			if err != nil {
-				return err
-			}
-			if !fn(d, tags) {
-				return nil
+			if err != nil || !fn(repo, d, tags) {
+				return false, err
 			}
 		}
 	}
-	return nil
+	return true, nil
 }

@@ -190,20 +190,21 @@ func TestParts(t *testing.T) {
 func TestImages(t *testing.T) {
 	r := library(t)
 	tags, n := map[string]int{}, 0
-	count := func(_ digest.Digest, on []string) bool {
+	count := func(_ string, _ digest.Digest, on []string) bool {
 		n++
 		for _, tag := range on {
 			tags[tag]++
 		}
 		return true
 	}
-	must(t, r.images("a", count))
+	only := func(want string) func(string) bool { return func(repo string) bool { return repo == want } }
+	must(t, r.images(only("a"), count))
 	if n != 5 || len(tags) != 3 || tags["v1"] != 1 || tags["latest"] != 1 || tags["arm"] != 1 {
 		t.Errorf("%d manifests, tags %v", n, tags)
 	}
 	n = 0
-	must(t, r.images("a", func(digest.Digest, []string) bool { n++; return false }))
-	must(t, r.images("none", count))
+	must(t, r.images(nil, func(string, digest.Digest, []string) bool { n++; return false }))
+	must(t, r.images(only("none"), count))
 	if n != 1 {
 		t.Errorf("%d manifests", n)
 	}
@@ -212,9 +213,17 @@ func TestImages(t *testing.T) {
 		r.must(command(0, imageOf("many", fmt.Sprint(i), nil)))
 	}
 	n = 0
-	must(t, r.images("many", count))
+	must(t, r.images(only("many"), count))
 	if n != pageSize+1 {
 		t.Errorf("%d manifests", n)
+	}
+	for i := range pageSize + 1 {
+		r.must(command(0, imageOf(fmt.Sprint("repo", i), "m", nil)))
+	}
+	n = 0
+	must(t, r.images(func(repo string) bool { return strings.HasPrefix(repo, "repo") }, count))
+	if n != pageSize+1 {
+		t.Errorf("%d manifests of as many repositories", n)
 	}
 }
 

@@ -63,6 +63,17 @@ func (c *cluster) pinStatus(i int) PinStatus {
 	return s.Pins[0]
 }
 
+// keepers returns which nodes keep the blobs of img in zone b.
+func (c *cluster) keepers(img image) (at []int) {
+	for d := range img.blobs {
+		if k, ok := c.nodes[0].members.Ring().Keeper(d, "b"); ok {
+			at = append(at, slices.IndexFunc(c.nodes, func(n *Node) bool { return n.ID() == k.ID }))
+		}
+	}
+	slices.Sort(at)
+	return slices.Compact(at)
+}
+
 // kept returns a check that of the nodes in zone b exactly the keepers hold
 // these, and nobody those.
 func (c *cluster) kept(these, those []image) func() error {
@@ -199,6 +210,32 @@ func TestPinDrain(t *testing.T) {
 	c.nodes[3].Stop()
 	c.await("nobody of the zone is up", func() error {
 		if s := c.pinStatus(0); s.Holds || s.MissingBlobs != 8 || s.MissingBytes != s.Bytes || !strings.Contains(s.Why, "no member of the zone is up") {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+}
+
+// TestPinCutOff: a site that is cut off knows what it holds.
+func TestPinCutOff(t *testing.T) {
+	c := newSites(t)
+	c.pin(0, Pin{Zone: "b", Repo: "**"})
+	img := newImage(10 << 10)
+	for at := c.keepers(img); len(at) > 1; at = c.keepers(img) {
+		img = newImage(10 << 10)
+	}
+	alone := c.keepers(img)[0]
+	c.push(0, "app", "v1", img)
+	c.await("the image at its keeper", c.kept([]image{img}, nil))
+	for _, i := range c.others(alone) {
+		c.nodes[i].crash()
+	}
+	c.await("it to say so", func() error {
+		got, err := c.nodes[alone].PinStatus(t.Context())
+		if err != nil {
+			return err
+		}
+		if s := got.(PinsStatus); !s.Degraded || len(s.Pins) != 1 || !s.Pins[0].Holds || s.Pins[0].Blobs != 2 || len(s.Silent) != 3 {
 			return fmt.Errorf("%+v", s)
 		}
 		return nil

@@ -19,6 +19,9 @@ type PinsStatus struct {
 	At     time.Time   `json:"at"` // when the look began
 	Pins   []PinStatus `json:"pins"`
 	Silent []string    `json:"silent,omitempty"` // names of members that did not say what they hold
+	// Degraded says that pins and images are as this node last knew them, since
+	// the mesh could not be asked.
+	Degraded bool `json:"degraded,omitempty"`
 }
 
 // PinStatus is how far a zone holds what it pins.
@@ -51,7 +54,8 @@ func newPinsLook() pinsLook { return pinsLook{looking: make(chan struct{}, 1)} }
 // pinPage is how many blobs are looked at together.
 const pinPage = 1000
 
-// PinStatus implements api.Pinner. It looks at every blob of the mesh and asks
+// PinStatus implements api.Pinner. Where the mesh cannot be asked, it tells what
+// this node knows: a site that is cut off wants to know what it has. It looks at every blob of the mesh and asks
 // every member about those that are pinned, so one look serves whoever asks
 // meanwhile, and for as long again as it took.
 func (n *Node) PinStatus(ctx context.Context) (any, error) {
@@ -62,8 +66,9 @@ func (n *Node) PinStatus(ctx context.Context) (any, error) {
 	case <-ctx.Done():
 		return nil, oci.ErrUnavailable.Wrap(context.Cause(ctx))
 	}
-	if err := n.catalog.Sync(ctx); err != nil {
-		return nil, err
+	behind := n.catalog.Sync(ctx) != nil
+	if ctx.Err() != nil {
+		return nil, oci.ErrUnavailable.Wrap(context.Cause(ctx))
 	}
 	pins, err := n.pins.current()
 	if err != nil {
@@ -77,7 +82,7 @@ func (n *Node) PinStatus(ctx context.Context) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.At = began
+	s.At, s.Degraded = began, behind
 	l.last, l.pins, l.until = s, pins, time.Now().Add(max(time.Since(began), lookEvery))
 	return s, nil
 }
@@ -111,35 +116,26 @@ func (n *Node) lookAtPins(ctx context.Context, pins *pinSet) (PinsStatus, error)
 	return s.result(), nil
 }
 
-// countImages counts the manifests that each pin names, repository by
-// repository.
+// countImages counts the manifests that each pin names.
 func (s *survey) countImages(ctx context.Context) error {
-	pinned := func(repo string) bool { return len(about(s.pins, repo)) > 0 }
-	for last := ""; len(s.pins) > 0; {
-		page, err := s.n.catalog.Repositories(ctx, metadata.Page{Last: last, N: pinPage}, pinned)
-		if err != nil {
-			return err
+	if len(s.pins) == 0 {
+		return nil
+	}
+	last, of := "", []int(nil)
+	err := s.n.catalog.Images(func(repo string) bool {
+		return len(about(s.pins, repo)) > 0
+	}, func(repo string, _ digest.Digest, tags []string) bool {
+		if repo != last {
+			last, of = repo, about(s.pins, repo)
 		}
-		for _, repo := range page.Items {
-			last = repo
-			of := about(s.pins, repo)
-			err := s.n.catalog.Images(repo, func(_ digest.Digest, tags []string) bool {
-				for _, j := range of {
-					if s.pins[j].Tag == "" || slices.ContainsFunc(tags, s.pins[j].takes) {
-						s.status[j].Images++
-					}
-				}
-				return ctx.Err() == nil
-			})
-			if err = cmp.Or(err, ctx.Err()); err != nil {
-				return err
+		for _, j := range of {
+			if s.pins[j].Tag == "" || slices.ContainsFunc(tags, s.pins[j].takes) {
+				s.status[j].Images++
 			}
 		}
-		if !page.More {
-			break
-		}
-	}
-	return nil
+		return ctx.Err() == nil
+	})
+	return cmp.Or(err, ctx.Err())
 }
 
 // countBlobs goes over all blobs and finds out who holds those that are pinned.

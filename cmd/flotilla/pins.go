@@ -200,6 +200,9 @@ func printPins(out io.Writer, s node.PinsStatus) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if s.Degraded {
+		fmt.Fprintln(out, "the node has lost touch with the mesh: pins and images are as it last knew them")
+	}
 	for _, p := range s.Pins {
 		if p.Why != "" {
 			fmt.Fprintf(out, "%s: %s\n", p.Pin, p.Why)

@@ -64,7 +64,7 @@ func TestPrintPins(t *testing.T) {
 			{Pin: pin, Why: "blobs are missing", Blobs: 1, Bytes: 7, MissingBlobs: 1, MissingBytes: 7, TimeToGo: time.Millisecond},
 			{Pin: pin, Why: "blobs are missing", Blobs: 1, Bytes: 7, MissingBlobs: 1, MissingBytes: 7},
 		},
-		Silent: []string{"n7"},
+		Silent: []string{"n7"}, Degraded: true,
 	}
 	var out bytes.Buffer
 	if err := printPins(&out, s); err != nil {
@@ -77,6 +77,7 @@ func TestPrintPins(t *testing.T) {
 		"1 blobs, 7 B      not known\n",
 		"ship base/**: blobs are missing\n",
 		"n7 gave no answer",
+		"lost touch",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
