@@ -32,6 +32,7 @@ type repair struct {
 	copies int      // that are known of, elsewhere or here
 	to     []string // owners to send a copy to; none: it is wanted here
 	lost   bool     // recorded as lost
+	keeps  bool     // it is wanted here since the zone pins it
 }
 
 // bytes returns how many are to be moved, as far as that is known; of what
@@ -98,6 +99,9 @@ func (p *pass) mend(ctx context.Context, r repair) {
 		}
 		h.Repaired++
 		h.BytesToMove -= r.bytes()
+		if r.keeps {
+			h.Unkept--
+		}
 	})
 	if err != nil {
 		p.b.stats.repairFailed.Add(1)
