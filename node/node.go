@@ -54,10 +54,9 @@ type Node struct {
 	waiting atomic.Pointer[error] // why this node is not part of its mesh yet
 	drained atomic.Bool           // this node asked to be let go
 
-	scrubDue   chan struct{} // an operator wants a round now
-	copies     copiesLook
-	lookAgain  *time.Timer  // makes a pass due while this node is being drained
-	drainLooks atomic.Int32 // how often it looked since then
+	scrubDue  chan struct{} // an operator wants a round now
+	copies    copiesLook
+	lookAgain *time.Timer // makes a pass due while this node is being drained
 
 	fatal   chan error         // what ends the process
 	stop    context.CancelFunc // ends the goroutines below
