@@ -63,6 +63,9 @@ type Config struct {
 // OfDisk is the Weight of a node that owns blobs by the size of its data disk.
 const OfDisk = -1
 
+// defaultZone is the one of nodes that were told of none.
+const defaultZone = "default"
+
 var nameRule = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
 // withDefaults fills what was not said and refuses what cannot work, with one
@@ -79,7 +82,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.Listen = or(c.Listen, ":5000")
 	c.PeerListen = or(c.PeerListen, ":5001")
 	c.GossipListen = or(c.GossipListen, ":5002")
-	c.Zone = or(c.Zone, "default")
+	c.Zone = or(c.Zone, defaultZone)
 	c.SecretFile = or(c.SecretFile, filepath.Join(c.Data, "mesh.secret"))
 	c.CacheSize = or(c.CacheSize, "80%")
 	c.RepairRate = or(c.RepairRate, "64MiB")

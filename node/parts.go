@@ -133,8 +133,11 @@ func (n *Node) openDisk() (*disk.Store, error) {
 func (n *Node) openGossip(ctx context.Context) (*mesh.Members, error) {
 	host, _, _ := net.SplitHostPort(n.peerAddr)
 	timing := mesh.LAN()
-	if n.cfg.Quick {
+	switch {
+	case n.cfg.Quick:
 		timing = mesh.Fast()
+	case n.cfg.Zone != defaultZone: // whoever names a place has others
+		timing = mesh.WAN()
 	}
 	m, err := mesh.Start(ctx, mesh.Config{
 		ID:        n.id(),
