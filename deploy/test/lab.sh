@@ -12,7 +12,8 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 # Name, pulling hosts, Mbit/s of each host, MiB, layers, seconds between starts, fault, sites of hosts ("-": one), Mbit/s
-# between sites; then what must hold: slowest, bytes out of the seed, all bytes out per host, first byte, each line.
+# between sites; then what must hold: slowest, bytes out of the seed, all bytes out per host, first byte, each line; for
+# idle, where nobody pulls, that is kbit/s over the line for each node of the site.
 runs='
 n2        2 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
 n4        4 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
@@ -24,6 +25,8 @@ killed    8 100 64 1 0 kill -   -   1.35 -    -    -    -
 slow      8 100 64 1 0 slow -   -   1.25 -    -    -    -
 sites2    7 100 32 1 0 -    4,4 20  1.08 -    -    -    1.06
 sites3   11 100 32 1 0 -    4,4,4 20 1.08 -   -    -    1.06
+cut       7 100 32 1 0 cut  4,4 20  5.90 -    -    -    1.08
+idle     11 100 0  0 0 idle 4,4,4 20 -   -    -    -    8
 '
 lab=flotilla-lab-$$
 hosts=() # h0 is the seed: it alone owns blobs
@@ -160,7 +163,8 @@ counters() {
 
 # measure: one round of the run that is set. Prints slowest, median, seed out, all out per puller, first byte, busiest line.
 measure() {
-  local start at host i=0 failed=0 bytes=$((mib * 1048576)) limit victim=h$((n / 2)) status
+  local start at host i=0 failed=0 bytes=$((mib * 1048576)) limit victim=- status
+  case $fault in kill | slow) victim=h$((n / 2)) ;; esac
   lab_up
   [[ $fault != slow ]] || { shape "$lab-$victim" eth0 "$((rate / 4))" && shape "$lab-core" "p$victim" "$((rate / 4))"; }
   nodes_up
@@ -172,17 +176,18 @@ measure() {
   for host in "${hosts[@]:1}"; do
     at=$((start + i++ * gap * 1000000000))
     # shellcheck disable=SC2016
-    spawn "pull.$host" ip netns exec "$lab-$host" timeout 120 bash -c 'pull_image "$0"' "$at"
+    spawn "pull.$host" ip netns exec "$lab-$host" timeout 180 bash -c 'pull_image "$0"' "$at"
   done
-  if [[ $fault == kill ]]; then
-    sleep "$(awk -v s="$start" -v n="$(date +%s%N)" -v l="$limit" 'BEGIN { print (s - n) / 1e9 + l / 2 }')"
-    end "$victim" KILL || true
-  fi
+  [[ $fault == - ]] || sleep "$(awk -v s="$start" -v n="$(date +%s%N)" -v l="$limit" 'BEGIN { print (s - n) / 1e9 + l / 2 }')"
+  case $fault in
+  kill) end "$victim" KILL || true ;;
+  cut) cut_lines 60 ;;
+  esac
   for host in "${hosts[@]:1}"; do
     status=0
     { wait "${pid[pull.$host]}"; } 2>/dev/null || status=$?
     unset "pid[pull.$host]"
-    [[ $fault == - || $host != "$victim" ]] || { rm -f "$work/pull.$host.log" && continue; }
+    [[ $host != "$victim" ]] || { rm -f "$work/pull.$host.log" && continue; }
     ((status == 0)) || { failed=1 && say "  $host failed: $(tail -n 1 "$work/pull.$host.log")" >&2; }
   done
   counters >"$work/after"
@@ -199,6 +204,29 @@ measure() {
       for (i = 2; i <= k; i++) for (j = i; j > 1 && first[j] < first[j - 1]; j--) { t = first[j]; first[j] = first[j - 1]; first[j - 1] = t }
       printf "%.3f %.3f %.3f %.3f %.3f %.3f\n", last[k] / limit, last[int((k + 1) / 2)] / limit, seed, all / k, first[int((k + 1) / 2)], line
     }' "$work/before" "$work/after" -
+}
+
+# cut_lines SECONDS: nothing passes between the sites for so long.
+cut_lines() {
+  local device
+  for device in "${lines[@]}"; do ip -n "$lab-core" link set "$device" down; done
+  sleep "$1"
+  for device in "${lines[@]}"; do ip -n "$lab-core" link set "$device" up; done
+}
+
+# measure_idle: what a mesh that nobody uses sends over the lines, in the columns of measure: kbit/s for each node of the
+# site in the last, nothing in the others.
+measure_idle() {
+  local seconds=${LAB_IDLE:-300}
+  lab_up
+  nodes_up
+  sleep 30 # what is said once at the start
+  counters >"$work/before"
+  sleep "$seconds"
+  counters | awk -v seconds="$seconds" -v nodes="${sites##*,}" '
+    NR == FNR { before[$1] = $2; next }
+    $1 !~ /^h/ { rate = ($2 - before[$1]) * 8 / 1000 / seconds / nodes; if (rate > most) most = rate }
+    END { printf "0 0 0 0 0 %.2f\n", most }' "$work/before" -
 }
 
 # medians: of each column.
@@ -239,7 +267,7 @@ while read -r name n rate mib layer_count gap fault sites thin must; do
   [[ $sites != - ]] || sites=$((n + 1))
   rm -f "$work/rounds"
   for ((round = 0; round < ${LAB_ROUNDS:-1}; round++)); do
-    measure >>"$work/rounds" || say "  a round of $name failed" >&2
+    if [[ $fault == idle ]]; then measure_idle; else measure; fi >>"$work/rounds" || say "  a round of $name failed" >&2
     lab_down
   done
   [[ -s $work/rounds ]] || { say "| $name | failed |" && missed=1 && continue; }
