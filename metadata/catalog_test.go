@@ -372,6 +372,10 @@ func TestQuorumGone(t *testing.T) {
 	if err := last.PutManifest(short, Put{Repo: "r", Manifest: img, Body: body}); !errors.Is(err, oci.ErrUnavailable) {
 		t.Errorf("a write is answered with %v", err)
 	}
+	began := time.Now() // nobody took it, so there is no doubt to sit out
+	if err := last.PutManifest(ctx, Put{Repo: "r", Manifest: img, Body: body}); !errors.Is(err, oci.ErrUnavailable) || time.Since(began) >= writeTime {
+		t.Errorf("a write without an end was answered with %v after %v", err, time.Since(began))
+	}
 	last.cfg.TagReads = Strict
 	if _, err := last.Manifest(ctx, "r", oci.Reference{Tag: "x"}); !errors.Is(err, oci.ErrUnavailable) {
 		t.Errorf("a strict read is answered with %v", err)
