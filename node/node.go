@@ -55,7 +55,7 @@ type Node struct {
 	drained atomic.Bool           // this node asked to be let go
 
 	scrubDue   chan struct{} // an operator wants a round now
-	copies     copiesLook
+	looked     meshLook
 	locating   chan struct{} // a token for each image being located
 	lookAgain  *time.Timer   // makes a pass due while this node is being drained
 	drainLooks atomic.Int32  // how often it looked since then
