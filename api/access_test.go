@@ -150,6 +150,11 @@ func TestWhoMayDoWhat(t *testing.T) {
 		{"status", "GET", "/flotilla/v1/status", ok, ok, ok, ok, login},
 		{"accounts", "GET", "/flotilla/v1/accounts", ok, denied, denied, denied, login},
 		{"the policy", "GET", "/flotilla/v1/policy", ok, denied, denied, denied, login},
+		{"where it is", "GET", "/flotilla/v1/where?repo=team-a/app&ref=latest", ok, ok, denied, denied, login},
+		{"where a public one is", "GET", "/flotilla/v1/where?repo=public/app&ref=latest", ok, ok, ok, ok, ok},
+		{"where nothing is", "GET", "/flotilla/v1/where?repo=team-b/nothing&ref=latest", 404, denied, 404, denied, login},
+		{"where, by no name", "GET", "/flotilla/v1/where?ref=latest", 400, 400, 400, 400, 400},
+		{"where, by no reference", "GET", "/flotilla/v1/where?repo=team-a/app", 400, 400, denied, denied, login},
 		{"health", "GET", "/healthz", ok, ok, ok, ok, ok},
 	} {
 		for name, want := range map[string]int{root: row.root, alice: row.alice, bob: row.bob, carol: row.carol, "": row.nobody} {
@@ -162,6 +167,26 @@ func TestWhoMayDoWhat(t *testing.T) {
 					t.Errorf("challenge %q", challenge)
 				}
 			})
+		}
+	}
+}
+
+// TestWhereTellsWhatAPullTells: to ask where an image is says no more about a
+// repository than to pull it.
+func TestWhereTellsWhatAPullTells(t *testing.T) {
+	n, _ := guarded(t)
+	m, _ := n.stock(t, "team-a/app", "latest")
+	for _, name := range []string{root, alice, bob, carol, ""} {
+		for _, row := range []struct{ repo, ref string }{
+			{"team-a/app", "latest"}, {"team-a/app", m.String()}, {"team-a/app", "nothing"}, {"team-a/nothing", "latest"}, {"nothing", "latest"},
+			{"No", "latest"}, {"team-a/app", "sha256:short"},
+		} {
+			pull := n.do(t, "GET", "/v2/"+row.repo+"/manifests/"+row.ref, as(name), nil)
+			asked := n.do(t, "GET", "/flotilla/v1/where?repo="+row.repo+"&ref="+row.ref, as(name), nil)
+			if asked.status != pull.status || asked.header.Get("WWW-Authenticate") != pull.header.Get("WWW-Authenticate") ||
+				pull.status != 200 && asked.body != pull.body {
+				t.Errorf("%s %v: %d %s\na pull: %d %s", name, row, asked.status, asked.body, pull.status, pull.body)
+			}
 		}
 	}
 }

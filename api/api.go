@@ -59,10 +59,13 @@ type Config struct {
 	Health  Health
 	Room    func() error              // ErrDiskFull while this node takes no pushes
 	Status  func(context.Context) any // what GET /flotilla/v1/status shows
-	Admin   Admin                     // what an operator may do to the mesh
-	Auth    *auth.Authority           // who may do what
-	Metrics http.Handler              // GET /metrics
-	Observe func(Served)              // told of each request once it is over
+	// Where returns, as JSON, who holds what the reference names in the
+	// repository. It errs as a pull would.
+	Where   func(ctx context.Context, repo string, ref oci.Reference) (any, error)
+	Admin   Admin           // what an operator may do to the mesh
+	Auth    *auth.Authority // who may do what
+	Metrics http.Handler    // GET /metrics
+	Observe func(Served)    // told of each request once it is over
 	Log     *slog.Logger
 
 	// Audit takes a line about each change and each refusal, and with
@@ -98,7 +101,7 @@ type server struct {
 // paths with redirects.
 func New(cfg Config) (http.Handler, error) {
 	if cfg.Blobs == nil || cfg.Uploads == nil || cfg.Catalog == nil || cfg.Health == nil || cfg.Room == nil ||
-		!cfg.Admin.complete() || cfg.Status == nil || cfg.Metrics == nil || cfg.Auth == nil || cfg.Observe == nil || cfg.Log == nil {
+		!cfg.Admin.complete() || cfg.Status == nil || cfg.Where == nil || cfg.Metrics == nil || cfg.Auth == nil || cfg.Observe == nil || cfg.Log == nil {
 		return nil, errors.New("api: incomplete Config")
 	}
 	if cfg.Idle <= 0 {

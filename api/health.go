@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/gorilla/mux"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
 // probeTimeout bounds what /readyz?write waits for. Kubernetes waits a second
@@ -51,6 +53,20 @@ func (s *server) metrics(w http.ResponseWriter, r *http.Request) error {
 
 func (s *server) status(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, http.StatusOK, s.Status(r.Context()))
+}
+
+// where answers GET /flotilla/v1/where?repo=&ref=: which nodes hold the manifests
+// and blobs of an image.
+func (s *server) where(w http.ResponseWriter, r *http.Request) error {
+	ref, err := oci.ParseReference(mux.Vars(r)["reference"])
+	if err != nil {
+		return err
+	}
+	found, err := s.Where(r.Context(), mux.Vars(r)["name"], ref)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, found)
 }
 
 // base answers GET /v2/ (end-1): this is a registry. It asks nobody what it

@@ -71,6 +71,7 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 	cfg := api.Config{
 		Node: "n1", Blobs: store, Uploads: store, Health: health{}, Room: func() error { return nil },
 		Status:  func(context.Context) any { return map[string]string{"leader": "n1"} },
+		Where:   n.where,
 		Admin:   noAdmin(),
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "up 1") }),
 		Observe: n.observe,
@@ -104,6 +105,12 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 		}
 	})
 	return n
+}
+
+// where says of an image that it is here.
+func (n *node) where(ctx context.Context, repo string, ref oci.Reference) (any, error) {
+	m, err := n.catalog.Manifest(ctx, repo, ref)
+	return map[string]any{"repository": repo, "digest": m.Digest}, err
 }
 
 // noSettings is a mesh that has agreed on nothing.

@@ -60,6 +60,7 @@ func (s *server) routes() http.Handler {
 		{"ready", "/readyz", methods{"GET": s.ready}},
 		{"metrics", "/metrics", methods{"GET": s.metrics}},
 		{"status", "/flotilla/v1/status", methods{"GET": s.member(s.status)}},
+		{"where", "/flotilla/v1/where?repo={name}&ref={reference}", methods{"GET": s.orOperator(s.where, s.may(auth.Pull, s.where))}},
 		{"admin", "/flotilla/v1/members/{member:[^/]+}", methods{"DELETE": s.operator(s.removeMember)}},
 		{"admin", "/flotilla/v1/members/{member:[^/]+}/drain", methods{"PUT": s.operator(s.drain), "DELETE": s.operator(s.undrain)}},
 		{"admin", "/flotilla/v1/gc", methods{"GET": s.operator(s.garbage), "POST": s.operator(s.collect)}},
@@ -77,6 +78,8 @@ func (s *server) routes() http.Handler {
 		route := m.NewRoute()
 		if rest, ok := strings.CutPrefix(row.path, "/v2/{name}"); ok {
 			route.MatcherFunc(inRepository(rest))
+		} else if path, asks := strings.CutSuffix(row.path, "?repo={name}&ref={reference}"); asks {
+			route.Path(path).MatcherFunc(byQuery)
 		} else {
 			route.Path(row.path)
 		}
@@ -109,6 +112,14 @@ func inRepository(rest string) mux.MatcherFunc {
 		}
 		return true
 	}
+}
+
+// byQuery takes the repository and the reference from the query, where those who
+// ask who may do what find them as if they stood in the path.
+func byQuery(r *http.Request, m *mux.RouteMatch) bool {
+	query := r.URL.Query()
+	m.Vars = map[string]string{"name": query.Get("repo"), "reference": query.Get("ref")}
+	return true
 }
 
 // endpoint is the one wrapper around every handler: it names the request, keeps

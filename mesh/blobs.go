@@ -125,6 +125,7 @@ type Blobs struct {
 	distrust distrust
 	crew     crew
 	brigade  brigade
+	inbound  inbound
 	buffers  *sync.Pool
 
 	names         Names

@@ -83,6 +83,7 @@ type delivery struct {
 	io.ReadCloser
 	h    *hunt
 	node string
+	size int64 // of the blob
 }
 
 // deliver wraps what node sends.
@@ -90,7 +91,9 @@ func (h *hunt) deliver(body io.ReadCloser, node string) *delivery {
 	h.spot.mu.Lock()
 	defer h.spot.mu.Unlock()
 	h.spot.body = body
-	return &delivery{ReadCloser: body, h: h, node: node}
+	y := &delivery{ReadCloser: body, h: h, node: node, size: h.size}
+	h.b.inbound.begin(y)
+	return y
 }
 
 func (y *delivery) Read(p []byte) (int, error) {
@@ -105,6 +108,7 @@ func (y *delivery) Read(p []byte) (int, error) {
 
 // Close comes once from whoever reads, also where a move has ended the body.
 func (y *delivery) Close() error {
+	y.h.b.inbound.end(y)
 	y.h.spot.mu.Lock()
 	y.h.spot.body = nil
 	y.h.spot.mu.Unlock()

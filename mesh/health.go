@@ -212,21 +212,11 @@ func (b *Blobs) MeshHealth(ctx context.Context) (sum Health, silent []string) {
 	defer cancel()
 	nodes := b.members.Ring().Nodes()
 	all := make([]Health, len(nodes))
-	var asking errgroup.Group
-	asking.SetLimit(askedAtOnce)
-	for i, n := range nodes {
-		if n.Down {
-			continue
+	b.askLive(nodes, func(i int, node string) {
+		if h, err := b.HealthOf(ctx, node); err == nil {
+			all[i] = h
 		}
-		asking.Go(func() error {
-			h, err := b.HealthOf(ctx, n.ID)
-			if err == nil {
-				all[i] = h
-			}
-			return nil
-		})
-	}
-	_ = asking.Wait() // always nil
+	})
 	for i, h := range all {
 		switch {
 		case h.At.IsZero():
@@ -238,6 +228,23 @@ func (b *Blobs) MeshHealth(ctx context.Context) (sum Health, silent []string) {
 		}
 	}
 	return sum, silent
+}
+
+// askLive calls ask for those of nodes that do not seem down, a few at a time, and
+// returns once all have returned.
+func (b *Blobs) askLive(nodes []ring.Node, ask func(i int, node string)) {
+	var asking errgroup.Group
+	asking.SetLimit(askedAtOnce)
+	for i, n := range nodes {
+		if n.Down && n.ID != b.id {
+			continue
+		}
+		asking.Go(func() error {
+			ask(i, n.ID)
+			return nil
+		})
+	}
+	_ = asking.Wait() // always nil
 }
 
 // Candidate is a copy that the next pass drops as garbage.

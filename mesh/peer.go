@@ -27,6 +27,7 @@ func (b *Blobs) PeerHandler() http.Handler {
 		"POST /blobs/{digest}/line": b.serveStep,
 		"POST /blobs/wake":          b.serveWake,
 		"GET /blobs/health":         b.serveHealth,
+		"GET /blobs/transfers":      b.serveTransfers,
 		"GET /blobs/garbage":        b.serveGarbage,
 		"PATCH /uploads/{id}":       b.serveUpload(b.appendHere),
 		"GET /uploads/{id}":         b.serveUpload(b.sizeHere),

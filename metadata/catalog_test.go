@@ -127,6 +127,28 @@ func TestThreeNodes(t *testing.T) {
 			}
 		}
 	})
+	t.Run("one proof does for many reads", func(t *testing.T) {
+		img, _ := image(7)
+		must(t, m.nodes[0].push("r", "seven", 7))
+		for _, n := range m.nodes {
+			must(t, n.Sync(context.Background()))
+			before := n.Status().ReadRounds
+			_, err := n.ManifestHere("r", img.Digest)
+			must(t, err)
+			for _, b := range img.Blobs {
+				_, err := n.BlobHere("r", b.Digest)
+				must(t, err)
+			}
+			_, noManifest := n.ManifestHere("r", digest.FromString("nothing"))
+			_, noBlob := n.BlobHere("r", digest.FromString("nothing"))
+			if !errors.Is(noManifest, oci.ErrManifestUnknown) || !errors.Is(noBlob, oci.ErrBlobUnknown) {
+				t.Errorf("misses are %v and %v", noManifest, noBlob)
+			}
+			if rounds := n.Status().ReadRounds - before; rounds != 0 {
+				t.Errorf("%d more rounds", rounds)
+			}
+		}
+	})
 	t.Run("a refusal by Apply reaches the caller at any node", func(t *testing.T) {
 		for _, n := range m.nodes {
 			missing := digest.FromString("missing")

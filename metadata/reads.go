@@ -75,13 +75,37 @@ func (c *Catalog) Blob(ctx context.Context, repo string, d digest.Digest) (Blob,
 		return Blob{}, err
 	}
 	defer c.tasks.release()
-	b, err := twice(ctx, c, func() (Blob, error) {
-		b, ok, err := c.state.blob(repo, d)
-		if err == nil && !ok {
-			err = oci.ErrBlobUnknown
-		}
-		return b, err
-	})
+	b, err := twice(ctx, c, func() (Blob, error) { return c.link(repo, d) })
+	return b, wrapRead("blob", err)
+}
+
+func (c *Catalog) link(repo string, d digest.Digest) (Blob, error) {
+	b, ok, err := c.state.blob(repo, d)
+	if err == nil && !ok {
+		err = oci.ErrBlobUnknown
+	}
+	return b, err
+}
+
+// ManifestHere is Manifest by digest as this replica knows it. A miss is proof
+// only of what was committed before a Sync that came first: so one proof does
+// for many reads.
+func (c *Catalog) ManifestHere(repo string, d digest.Digest) (Manifest, error) {
+	if err := c.tasks.hold(); err != nil {
+		return Manifest{}, err
+	}
+	defer c.tasks.release()
+	m, err := c.byDigest(repo, d)
+	return m, wrapRead("manifest", err)
+}
+
+// BlobHere is Blob as this replica knows it; see ManifestHere.
+func (c *Catalog) BlobHere(repo string, d digest.Digest) (Blob, error) {
+	if err := c.tasks.hold(); err != nil {
+		return Blob{}, err
+	}
+	defer c.tasks.release()
+	b, err := c.link(repo, d)
 	return b, wrapRead("blob", err)
 }
 

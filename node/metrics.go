@@ -60,6 +60,11 @@ func (m *metrics) handler() http.Handler {
 // parts reads the figures of the node's parts when they are asked for.
 type parts struct{ n *Node }
 
+// transfersDesc is of the figures that there is one of for each zone.
+func transfersDesc() *prometheus.Desc {
+	return prometheus.NewDesc("flotilla_transfers", "Blobs that this node receives now, by the zone of the node that sends.", []string{"from_zone"}, nil)
+}
+
 // Describe implements prometheus.Collector: the figures are found by
 // collecting, so there is one list of them.
 func (p *parts) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(p, ch) }
@@ -74,7 +79,24 @@ func (p *parts) Collect(ch chan<- prometheus.Metric) {
 	p.names(count, gauge)
 	p.bytes(count, gauge)
 	p.transfers(count)
+	for zone, n := range p.inbound() {
+		ch <- prometheus.MustNewConstMetric(transfersDesc(), prometheus.GaugeValue, float64(n), zone)
+	}
 	p.healing(count, gauge)
+}
+
+// inbound counts what this node receives now, from each zone of the mesh.
+func (p *parts) inbound() map[string]int {
+	names, zones := p.n.nodeNames(), map[string]int{p.n.cfg.Zone: 0}
+	for _, name := range names {
+		zones[name.Zone] = 0
+	}
+	for _, t := range p.n.blobs.Transfers() {
+		if name, known := names[t.From]; known {
+			zones[name.Zone]++
+		}
+	}
+	return zones
 }
 
 type figure func(name, help string, v float64)

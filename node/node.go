@@ -55,8 +55,9 @@ type Node struct {
 	drained atomic.Bool           // this node asked to be let go
 
 	scrubDue  chan struct{} // an operator wants a round now
-	copies    copiesLook
-	lookAgain *time.Timer // makes a pass due while this node is being drained
+	looked    meshLook
+	locating  chan struct{} // a token for each image being located
+	lookAgain *time.Timer   // makes a pass due while this node is being drained
 
 	fatal   chan error         // what ends the process
 	stop    context.CancelFunc // ends the goroutines below
@@ -82,7 +83,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	n := &Node{cfg: cfg, log: cfg.Log, fatal: make(chan error, 1), scrubDue: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, log: cfg.Log, fatal: make(chan error, 1), scrubDue: make(chan struct{}, 1), locating: make(chan struct{}, imagesAtOnce)}
 	n.stopped = sync.OnceFunc(n.down)
 	var life context.Context
 	life, n.stop = context.WithCancel(context.Background())

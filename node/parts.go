@@ -255,6 +255,7 @@ func (n *Node) servePublic() (err error) {
 		Health:  n,
 		Room:    n.disk.Full,
 		Status:  func(ctx context.Context) any { return n.Status(ctx) },
+		Where:   n.Where,
 		Admin: api.Admin{
 			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },
 			Members: n, Collector: n, Archive: n, Checker: n,
@@ -275,7 +276,7 @@ func (n *Node) servePublic() (err error) {
 		n.public.TLSConfig = n.publicTLS()
 		serve = func() error { return n.public.ServeTLS(n.publicLn, "", "") }
 	}
-	n.log.Info("serving", "name", n.cfg.Name, "id", n.id(), "listen", n.publicLn.Addr().String(), "peers", n.peerAddr, "gossip", n.members.Address(), "data", n.cfg.Data)
+	n.log.Info("serving", "name", n.cfg.Name, "id", n.id(), "zone", n.cfg.Zone, "listen", n.publicLn.Addr().String(), "peers", n.peerAddr, "gossip", n.members.Address(), "data", n.cfg.Data)
 	n.running.Go(func() {
 		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 			n.fail(fmt.Errorf("public port: %w", err))

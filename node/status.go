@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/flotilla-registry/flotilla/metadata"
 )
 
@@ -24,12 +26,17 @@ type Status struct {
 	Disk    DiskStatus     `json:"disk"`
 	Copies  CopiesStatus   `json:"copies"`
 	Members []MemberStatus `json:"members"`
+	// Transfers are blobs on their way to the members that tell, most bytes to
+	// come first, at most mesh.MaxTransfers of TransfersTotal.
+	Transfers      []TransferStatus `json:"transfers"`
+	TransfersTotal int              `json:"transfersTotal"`
 }
 
 // NodeStatus is the node that answers.
 type NodeStatus struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
+	Zone    string `json:"zone"`
 	Version string `json:"version"`
 }
 
@@ -57,6 +64,17 @@ type CopiesStatus struct {
 	Silent      []string      `json:"silent,omitempty"` // names of members that did not tell
 }
 
+// TransferStatus is a blob on its way from one member to another that asked for
+// it. A member that has left meanwhile has an id for a name, and no zone.
+type TransferStatus struct {
+	Digest   digest.Digest `json:"digest"`
+	From     NodeName      `json:"from"`
+	To       NodeName      `json:"to"`
+	Received int64         `json:"received"` // bytes
+	Size     int64         `json:"size"`
+	Repair   bool          `json:"repair"` // no client waits for it
+}
+
 // DiskStatus is the data disk of the node that answers, in bytes.
 type DiskStatus struct {
 	Free  uint64 `json:"free"`
@@ -80,9 +98,13 @@ type MemberStatus struct {
 // Status tells how the mesh looks from here.
 func (n *Node) Status(ctx context.Context) Status {
 	raft, c := n.catalog.Status(), n.catalog.Cluster()
+	seen := n.look(ctx)
 	s := Status{
-		Copies:  n.copiesStatus(ctx),
-		Node:    NodeStatus{ID: n.id(), Name: n.cfg.Name, Version: n.cfg.Version},
+		Copies:         seen.copies,
+		Transfers:      seen.transfers,
+		TransfersTotal: seen.total,
+
+		Node:    NodeStatus{ID: n.id(), Name: n.cfg.Name, Zone: n.cfg.Zone, Version: n.cfg.Version},
 		Cluster: ClusterStatus{ID: c.ID, Epoch: c.Epoch.String(), Replicas: c.Replicas, AllowSparse: c.AllowSparse, UntaggedAfter: c.UntaggedAfter},
 		Health:  "ok",
 		Leader:  raft.Leader,
@@ -103,25 +125,36 @@ func (n *Node) Status(ctx context.Context) Status {
 	return s
 }
 
-// lookEvery is how often the members are asked how their copies are, however
-// many ask this node.
+// lookEvery is how often the members are asked what they see, however many ask
+// this node.
 const lookEvery = time.Second
 
-// copiesLook is the last look at the copies of all members. Whoever comes while
-// one is under way waits for it, which mesh bounds.
-type copiesLook struct {
+// meshLook is the last look at what all members see. Whoever comes while one is
+// under way waits for it, which mesh bounds.
+type meshLook struct {
 	mu   sync.Mutex
 	at   time.Time
-	last CopiesStatus
+	last seen
 }
 
-func (n *Node) copiesStatus(ctx context.Context) CopiesStatus {
-	l := &n.copies
+// seen is what the members told.
+type seen struct {
+	copies    CopiesStatus
+	transfers []TransferStatus
+	total     int // transfers
+}
+
+func (n *Node) look(ctx context.Context) seen {
+	l := &n.looked
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.at.IsZero() || time.Since(l.at) >= lookEvery {
 		// That one caller leaves must not cut the look of the others short.
-		l.last = n.lookAtCopies(context.WithoutCancel(ctx))
+		ctx := context.WithoutCancel(ctx)
+		var asking sync.WaitGroup
+		asking.Go(func() { l.last.copies = n.lookAtCopies(ctx) })
+		asking.Go(func() { l.last.transfers, l.last.total = n.lookAtTransfers(ctx) })
+		asking.Wait()
 		l.at = time.Now()
 	}
 	return l.last
@@ -139,6 +172,31 @@ func (n *Node) lookAtCopies(ctx context.Context) CopiesStatus {
 		}
 	}
 	return c
+}
+
+func (n *Node) lookAtTransfers(ctx context.Context) ([]TransferStatus, int) {
+	names := n.nodeNames()
+	name := func(id string) NodeName {
+		if known, ok := names[id]; ok {
+			return known
+		}
+		return NodeName{Name: id}
+	}
+	all := n.blobs.MeshTransfers(ctx)
+	list := make([]TransferStatus, len(all.List))
+	for i, t := range all.List {
+		list[i] = TransferStatus{Digest: t.Digest, From: name(t.From), To: name(t.To), Received: t.Received, Size: t.Size, Repair: t.Repair}
+	}
+	return list, all.Total
+}
+
+// nodeNames returns how people know the members, by their ids.
+func (n *Node) nodeNames() map[string]NodeName {
+	names := map[string]NodeName{}
+	for _, m := range n.catalog.Members() {
+		names[m.ID] = NodeName{Name: m.Name, Zone: m.Zone}
+	}
+	return names
 }
 
 // standing says in a word whether a member owns blobs.

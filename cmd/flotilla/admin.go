@@ -178,23 +178,29 @@ func (r *remote) sendBytes(ctx context.Context, method, path string, in []byte, 
 	return nil
 }
 
-// status asks a node how the mesh looks from there. A mesh that has accounts
-// wants the operator's token for that; one that has none does not, so it is
-// asked without where no token can be made, or shown.
-func (r *remote) status(ctx context.Context) (node.Status, error) {
-	const path = "/flotilla/v1/status"
-	var s node.Status
-	err := r.fetch(ctx, http.MethodGet, path, &s)
+// look decodes what a node answers to a GET that those who hold the secret may
+// send, and others perhaps too: it is sent without the operator's token where
+// none can be made, or shown.
+func (r *remote) look(ctx context.Context, path string, v any) error {
+	err := r.fetch(ctx, http.MethodGet, path, v)
 	var why unsigned
-	if errors.As(err, &why) {
-		open := *r
-		open.secretFile = ""
-		err = open.fetch(ctx, http.MethodGet, path, &s)
-		var no refused
-		if errors.As(err, &no) && no.status == http.StatusUnauthorized {
-			err = fmt.Errorf("%w: %w", err, why)
-		}
+	if !errors.As(err, &why) {
+		return err
 	}
+	open := *r
+	open.secretFile = ""
+	err = open.fetch(ctx, http.MethodGet, path, v)
+	var no refused
+	if errors.As(err, &no) && no.status == http.StatusUnauthorized {
+		err = fmt.Errorf("%w: %w", err, why)
+	}
+	return err
+}
+
+// status asks a node how the mesh looks from there.
+func (r *remote) status(ctx context.Context) (node.Status, error) {
+	var s node.Status
+	err := r.look(ctx, "/flotilla/v1/status", &s)
 	if err == nil && s.Node.ID == "" {
 		err = fmt.Errorf("%s does not answer like a flotilla node", r.server)
 	}

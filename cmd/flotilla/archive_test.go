@@ -83,7 +83,7 @@ func TestGarbage(t *testing.T) {
 	if err := os.Chtimes(files[0], old, old); err != nil {
 		t.Fatal(err)
 	}
-	listed := regexp.MustCompile(`(?m)^bytes +node1 +sha256:` + filepath.Base(files[0]) + ` +0\.0 MiB +\S+ +nothing names it`)
+	listed := regexp.MustCompile(`(?m)^bytes +node1 +sha256:` + filepath.Base(files[0]) + ` +7 B +\S+ +nothing names it`)
 	if out, code := d.run(0, "gc", "--dry-run"); code != 0 || !listed.MatchString(out) {
 		t.Errorf("exit code %d, want the copy in:\n%s", code, out)
 	}

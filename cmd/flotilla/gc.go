@@ -97,9 +97,16 @@ func (r *remote) printGarbage(c *cobra.Command) error {
 	return nil
 }
 
+// size is n bytes as people read it, -1 those of which nobody said how many.
 func size(n int64) string {
 	if n < 0 {
 		return "-"
+	}
+	switch {
+	case n < 1<<10:
+		return fmt.Sprintf("%d B", n)
+	case n < 100<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
 	}
 	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
 }

@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string) int {
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(serveCommand(), devCommand(), statusCommand(),
+	root.AddCommand(serveCommand(), devCommand(), statusCommand(), whereCommand(),
 		drainCommand(), removeCommand(), gcCommand(), userCommand(), robotCommand(), applyCommand(), getCommand(), logoutCommand(),
 		backupCommand(), restoreCommand(), recoverCommand(),
 		benchCommand(), versionCommand())
