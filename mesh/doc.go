@@ -23,6 +23,9 @@
 // (evict.go). What it saw is the node's health (health.go); due.go says when
 // the next pass is wanted.
 //
+// What comes from another zone is counted (traffic.go) and held back where it
+// is read, by a rate that holds for the whole zone (rates.go, bucket.go).
+//
 // # The line
 //
 // Nodes of a zone that want the same blob at once form a line: each takes it

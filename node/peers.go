@@ -289,13 +289,13 @@ func peerHandler(t *trust, members, door http.Handler, log *slog.Logger) http.Ha
 }
 
 // peerLevel keeps the questions that every read by tag and every write brings
-// with it, and the steps of every download, out of a log that people read.
+// with it, and the steps and wishes of every download, out of a log that people read.
 func peerLevel(path string) slog.Level {
 	if strings.HasPrefix(path, "/blobs/") && strings.HasSuffix(path, "/line") {
 		return slog.LevelDebug
 	}
 	switch path {
-	case "/metadata/readindex", "/metadata/term", "/metadata/applied":
+	case "/blobs/leave", "/metadata/readindex", "/metadata/term", "/metadata/applied":
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/flotilla-registry/flotilla/mesh"
 	"github.com/flotilla-registry/flotilla/metadata"
 )
 
@@ -23,6 +24,7 @@ type Status struct {
 	Applied uint64         `json:"applied"`
 	Disk    DiskStatus     `json:"disk"`
 	Copies  CopiesStatus   `json:"copies"`
+	Zones   []ZoneTraffic  `json:"zones,omitempty"`
 	Members []MemberStatus `json:"members"`
 }
 
@@ -57,6 +59,17 @@ type CopiesStatus struct {
 	Silent      []string      `json:"silent,omitempty"` // names of members that did not tell
 }
 
+// ZoneTraffic is how many bytes of blobs went from one zone to another since
+// the members that answer were started, each counted where it arrived.
+type ZoneTraffic struct {
+	From      string `json:"from"`
+	To        string `json:"to"`
+	Pull      int64  `json:"pull"`      // clients wait for them
+	Push      int64  `json:"push"`      // uploads, and the copies that pushes make
+	Repair    int64  `json:"repair"`    // there were fewer copies than there should be
+	Rebalance int64  `json:"rebalance"` // there were enough, but they have other owners
+}
+
 // DiskStatus is the data disk of the node that answers, in bytes.
 type DiskStatus struct {
 	Free  uint64 `json:"free"`
@@ -80,8 +93,10 @@ type MemberStatus struct {
 // Status tells how the mesh looks from here.
 func (n *Node) Status(ctx context.Context) Status {
 	raft, c := n.catalog.Status(), n.catalog.Cluster()
+	copies, zones := n.copiesStatus(ctx)
 	s := Status{
-		Copies:  n.copiesStatus(ctx),
+		Copies:  copies,
+		Zones:   zones,
 		Node:    NodeStatus{ID: n.id(), Name: n.cfg.Name, Version: n.cfg.Version},
 		Cluster: ClusterStatus{ID: c.ID, Epoch: c.Epoch.String(), Replicas: c.Replicas, AllowSparse: c.AllowSparse, UntaggedAfter: c.UntaggedAfter},
 		Health:  "ok",
@@ -107,27 +122,29 @@ func (n *Node) Status(ctx context.Context) Status {
 // many ask this node.
 const lookEvery = time.Second
 
-// copiesLook is the last look at the copies of all members. Whoever comes while
-// one is under way waits for it, which mesh bounds.
+// copiesLook is the last look at the copies of all members, and at what they
+// received from other zones. Whoever comes while one is under way waits for it,
+// which mesh bounds.
 type copiesLook struct {
-	mu   sync.Mutex
-	at   time.Time
-	last CopiesStatus
+	mu    sync.Mutex
+	at    time.Time
+	last  CopiesStatus
+	zones []ZoneTraffic
 }
 
-func (n *Node) copiesStatus(ctx context.Context) CopiesStatus {
+func (n *Node) copiesStatus(ctx context.Context) (CopiesStatus, []ZoneTraffic) {
 	l := &n.copies
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.at.IsZero() || time.Since(l.at) >= lookEvery {
 		// That one caller leaves must not cut the look of the others short.
-		l.last = n.lookAtCopies(context.WithoutCancel(ctx))
+		l.last, l.zones = n.lookAtCopies(context.WithoutCancel(ctx))
 		l.at = time.Now()
 	}
-	return l.last
+	return l.last, l.zones
 }
 
-func (n *Node) lookAtCopies(ctx context.Context) CopiesStatus {
+func (n *Node) lookAtCopies(ctx context.Context) (CopiesStatus, []ZoneTraffic) {
 	h, silent := n.blobs.MeshHealth(ctx)
 	c := CopiesStatus{
 		At: h.At, Blobs: h.Blobs, Short: h.Short, OneZone: h.OneZone, Lost: h.Lost,
@@ -138,7 +155,28 @@ func (n *Node) lookAtCopies(ctx context.Context) CopiesStatus {
 			c.Silent = append(c.Silent, m.Name)
 		}
 	}
-	return c
+	return c, zoneTraffic(h.Received)
+}
+
+// zoneTraffic makes a row of each way between two zones. list is in order.
+func zoneTraffic(list []mesh.Traffic) (rows []ZoneTraffic) {
+	for _, t := range list {
+		if n := len(rows); n == 0 || rows[n-1].From != t.From || rows[n-1].To != t.To {
+			rows = append(rows, ZoneTraffic{From: t.From, To: t.To})
+		}
+		row := &rows[len(rows)-1]
+		switch t.Cause {
+		case mesh.CausePull:
+			row.Pull += t.Bytes
+		case mesh.CausePush:
+			row.Push += t.Bytes
+		case mesh.CauseRepair:
+			row.Repair += t.Bytes
+		case mesh.CauseRebalance:
+			row.Rebalance += t.Bytes
+		}
+	}
+	return rows
 }
 
 // standing says in a word whether a member owns blobs.

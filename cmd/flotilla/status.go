@@ -52,7 +52,16 @@ func printStatus(out io.Writer, s node.Status) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d GiB\t%s\t%s\n", m.Name, m.Zone, m.Role, state, m.Weight, m.Address, m.ID)
 	}
+	if err := w.Flush(); err != nil || len(s.Zones) == 0 {
+		return err
+	}
+	fmt.Fprintln(w, "\nFROM\tTO\tPULL\tPUSH\tREPAIR\tREBALANCE")
+	for _, z := range s.Zones {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", z.From, z.To, mib(z.Pull), mib(z.Push), mib(z.Repair), mib(z.Rebalance))
+	}
 	return w.Flush()
 }
+
+func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 func gib(n uint64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }

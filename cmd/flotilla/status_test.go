@@ -21,6 +21,10 @@ func TestPrintStatus(t *testing.T) {
 			{ID: "3", Name: "c", Zone: "z", Role: "voter", State: "down", Standing: "out", Weight: 5, Address: "c:1"},
 			{ID: "4", Name: "d", Zone: "z", Role: "replica", State: "up", Standing: "out", Weight: 5, Address: "d:1"},
 		},
+		Zones: []node.ZoneTraffic{
+			{From: "y", To: "z", Pull: 3 << 20, Push: 1 << 19, Repair: 1 << 40, Rebalance: 1},
+			{From: "z", To: "y", Push: 100 << 20},
+		},
 	}
 	var out strings.Builder
 	if err := printStatus(&out, s); err != nil {
@@ -39,6 +43,10 @@ a     z     leader   up            5 GiB   a:1      1
 b     z     voter    up, draining  5 GiB   b:1      2
 c     z     voter    down, out     5 GiB   c:1      3
 d     z     replica  up, out       5 GiB   d:1      4
+
+FROM  TO  PULL     PUSH       REPAIR         REBALANCE
+y     z   3.0 MiB  0.5 MiB    1048576.0 MiB  0.0 MiB
+z     y   0.0 MiB  100.0 MiB  0.0 MiB        0.0 MiB
 `
 	if out.String() != want {
 		t.Errorf("status prints\n%swant\n%s", out.String(), want)
