@@ -283,7 +283,17 @@ func (b *Blobs) sayStep(ctx context.Context, head string, d digest.Digest, s ste
 	return t, err
 }
 
-// serveStep answers a node of this zone that takes this one for the head.
+// callerKey is the key of the context's value that WithCaller adds.
+type callerKey struct{}
+
+// WithCaller returns a context for a request to PeerHandler that says which
+// node, by its UUID, is proved to have sent it. Without that nobody is in line.
+func WithCaller(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, callerKey{}, id)
+}
+
+// serveStep answers a node of this zone that takes this one for the head. A node
+// speaks for itself alone, whatever name it gives.
 func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
 	d, err := oci.ParseDigest(r.PathValue("digest"))
 	if err != nil {
@@ -293,6 +303,7 @@ func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
 	if err := json.NewDecoder(io.LimitReader(r.Body, maxAnswer)).Decode(&s); err != nil {
 		return oci.ErrUnsupported.Because("a step that cannot be read")
 	}
+	s.Node, _ = r.Context().Value(callerKey{}).(string)
 	if n, known := b.members.Ring().Node(s.Node); !known || n.Zone != b.zone || s.Node == b.id || s.At < 0 {
 		return oci.ErrUnsupported.Because("%.40q is in no line of this zone", s.Node)
 	}
