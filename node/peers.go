@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh"
 )
 
 const (
@@ -281,7 +282,7 @@ func peerHandler(t *trust, members, door http.Handler, log *slog.Logger) http.Ha
 		case isDoor(r.URL.Path):
 			door.ServeHTTP(w, r.WithContext(ctx))
 		case who.Member:
-			members.ServeHTTP(w, r.WithContext(ctx))
+			members.ServeHTTP(w, r.WithContext(mesh.WithCaller(ctx, who.ID)))
 		default:
 			refuse(w, oci.ErrDenied.Because("%v", errNotMember))
 		}
