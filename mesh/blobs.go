@@ -71,6 +71,10 @@ type BlobsConfig struct {
 	// full; and it must bound dialling.
 	Client   *http.Client
 	Patience Patience // fields of 0 take their defaults
+	// ZoneRate is the bytes a second that all nodes of this zone together let
+	// in from each other zone, as far as this node decides it, see rates; 0
+	// means no limit.
+	ZoneRate int64
 	Log      *slog.Logger
 
 	// What follows is for Reconcile, which without Names does nothing.
@@ -120,6 +124,8 @@ type Blobs struct {
 	patience Patience
 	log      *slog.Logger
 	stats    counters
+	traffic  traffic
+	rates    rates
 	placing  chan struct{} // a token for each blob being placed
 	silent   sync.Map      // node that gave no answer -> time of that; as many as there are members
 	distrust distrust
@@ -148,6 +154,7 @@ func NewBlobs(cfg BlobsConfig) *Blobs {
 		patience: cfg.Patience.orDefaults(), log: cfg.Log,
 		placing: make(chan struct{}, maxPlacing),
 		brigade: newBrigade(cfg.ID),
+		rates:   newRates(cfg.ZoneRate),
 		buffers: &sync.Pool{New: func() any { return new([copyBuffer]byte) }},
 
 		names: cfg.Names, cacheSize: cfg.CacheSize, started: time.Now(),

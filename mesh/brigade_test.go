@@ -2,6 +2,7 @@ package mesh_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -300,4 +301,33 @@ func TestSmallBlob(t *testing.T) {
 		t.Error("the head was told of the small one's end")
 	}
 	c.nodes[2].mustRead(t, small)
+}
+
+// TestSpeaksForItself: what a node says in the name of another is its own word.
+// Who is not proved to be anybody is not heard.
+func TestSpeaksForItself(t *testing.T) {
+	c := newCluster(t, option{replicas: 1}, "a", "-a", "-a", "-a")
+	head, liar, other, asker := c.nodes[0], c.nodes[1], c.nodes[2], c.nodes[3]
+	d := digest.FromString("a blob")
+	say := func(caller, step string) (status int, from string) {
+		client := c.client(caller)
+		defer client.CloseIdleConnections()
+		resp, err := client.Post("https://"+head.id+"/blobs/"+d.String()+"/line", "application/json", strings.NewReader(step))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var turn struct{ From string }
+		_ = json.NewDecoder(resp.Body).Decode(&turn) // an error has another form
+		return resp.StatusCode, turn.From
+	}
+	if status, _ := say("", `{"node":"`+other.id+`","at":9,"done":true}`); status != http.StatusBadRequest {
+		t.Errorf("nobody's step: status %d", status)
+	}
+	if status, _ := say(liar.id, `{"node":"`+other.id+`","at":9,"done":true}`); status != http.StatusOK {
+		t.Errorf("a step: status %d", status)
+	}
+	if _, from := say(asker.id, `{"node":"`+asker.id+`","at":1,"ask":true}`); from != liar.id {
+		t.Errorf("named %q, want %s, who alone said something", from, liar.id)
+	}
 }

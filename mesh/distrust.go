@@ -119,6 +119,12 @@ func (y *delivery) Close() error {
 	return y.ReadCloser.Close()
 }
 
+// Held reports whether what comes is held back by a rate, see crossingBody.
+func (y *delivery) Held() bool {
+	c, ok := y.ReadCloser.(*crossingBody)
+	return ok && c.Held()
+}
+
 // Lied is called by whoever put the whole blob together and found it wrong.
 func (y *delivery) Lied() { y.h.lied() }
 

@@ -24,6 +24,9 @@
 // the next pass is wanted. Who holds what now, where.go finds out for people
 // and for whoever waits for copies; and what is on its way, transfers.go.
 //
+// What comes from another zone is counted (traffic.go) and held back where it
+// is read, by a rate that holds for the whole zone (rates.go, bucket.go).
+//
 // # The line
 //
 // Nodes of a zone that want the same blob at once form a line: each takes it
@@ -44,14 +47,16 @@
 // the next after a while. A head of an earlier version, which knows of no lines,
 // is passed by: the node turns to the sources at once.
 //
-// Twice a second each node reports, and at the end of all but small blobs. The
-// head may answer with another neighbour: somebody of the zone for who takes
-// from outside, the slow neighbour's own source for who is held up by it, and
-// the end of the line for the slow one. A neighbour that dies, denies or is
-// silent is left at the byte reached. The ledger is in memory alone, bounded,
-// and forgets; where the head is lost the reports build it again at the next in
-// rank. Nodes of other zones are in no line here: they are served, and never
-// named.
+// Four times a second each node reports, and at the end of all but small blobs.
+// The head may answer with another neighbour (neighbour.go): somebody of the
+// zone for who takes from outside; for who shares its neighbour, one that gives
+// to nobody; for who is held up by a slow neighbour, that one's own source, and
+// then the slow one, which shares it, comes to the end of the line; for who gets
+// little of much over a slow link, one that is idle. A neighbour that dies,
+// denies or is silent is left at the byte reached, for the one that it took
+// from. The ledger is in memory alone, bounded, and forgets; where the head is
+// lost the reports build it again at the next in rank. Nodes of other zones are
+// in no line here: they are served, and never named.
 //
 // # Nobody waits in a circle
 //

@@ -39,6 +39,7 @@ type hunt struct {
 	digest digest.Digest
 	client bool // for a client of this node, else for a node of the zone (then this is the gateway) or a repair
 	repair bool
+	why    func() Cause // its bytes come from another zone, if they do; it may change
 
 	size     int64           // of the blob, -1 until a source said
 	tried    map[string]bool // in this round
@@ -55,6 +56,7 @@ type hunt struct {
 func (b *Blobs) newHunt(d digest.Digest, client bool) *hunt {
 	return &hunt{
 		b: b, digest: d, client: client, size: -1, reached: -1, grows: true, spot: spot{named: make(chan struct{})},
+		why:   func() Cause { return CausePull },
 		tried: map[string]bool{}, denied: map[string]bool{}, vouched: map[string]bool{},
 	}
 }
@@ -189,7 +191,7 @@ func (h *hunt) verdict(ctx context.Context) error {
 func (h *hunt) get(ctx context.Context, q question) (io.ReadCloser, error) {
 	id := q.node
 	h.tried[id] = true
-	q.digest, q.repair = h.digest, h.repair
+	q.digest, q.repair, q.cause = h.digest, h.repair, h.why()
 	body, size, err := h.b.ask(ctx, http.MethodGet, q)
 	if err == nil && h.size >= 0 && size != h.size {
 		_ = body.Close()
@@ -205,7 +207,7 @@ func (h *hunt) get(ctx context.Context, q question) (io.ReadCloser, error) {
 			h.size = size
 			h.vouched[id] = true
 		}
-		return h.deliver(body, id), nil
+		return h.deliver(h.b.across(ctx, body, id, size-q.off, h.why), id), nil
 	}
 	h.note(ctx, id, err)
 	return nil, err
@@ -281,6 +283,7 @@ type question struct {
 	off     int64
 	gateway bool  // it may start a download
 	repair  bool  // no client waits
+	cause   Cause // if bytes are asked for
 	place   int64 // of the asker in the line, if it has one
 }
 
@@ -352,6 +355,9 @@ func (b *Blobs) sendQuestion(ctx context.Context, method string, q question) (*h
 	}
 	if q.repair {
 		req.Header.Set(forRepair, "1")
+	}
+	if q.cause != "" {
+		b.announce(req.Header, q.node, q.cause)
 	}
 	if q.place > 0 {
 		req.Header.Set(inLine, strconv.FormatInt(q.place, 10))

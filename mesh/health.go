@@ -45,6 +45,9 @@ type Health struct {
 	Evicted  int64 `json:"evicted"`  // copies that took too much space
 	Repaired int64 `json:"repaired"` // blobs of which no copy is missing any more
 	Failed   int64 `json:"failed"`   // blobs of which they could not be made
+
+	// Received is what came here from other zones since the start, in order.
+	Received []Traffic `json:"received,omitempty"`
 }
 
 // add adds the figures of another node.
@@ -59,6 +62,7 @@ func (h *Health) add(o Health) {
 	h.Leaves = h.Leaves || o.Leaves
 	h.Synced = h.Synced && o.Synced
 	h.TimeToGo = max(h.TimeToGo, o.TimeToGo)
+	h.Received = addTraffic(h.Received, o.Received)
 	for _, f := range []struct {
 		to   *int64
 		from int64
@@ -186,11 +190,13 @@ func (p *pass) publish(change func(h *Health)) {
 	r.last = *h
 }
 
-// Health returns what this node's last pass saw.
+// Health returns what this node's last pass saw, and what came here until now.
 func (b *Blobs) Health() Health {
 	b.report.mu.Lock()
 	defer b.report.mu.Unlock()
-	return b.report.last
+	h := b.report.last
+	h.Received, _ = b.Traffic()
+	return h
 }
 
 // HealthOf returns what a member's last pass saw.

@@ -26,6 +26,7 @@ func (b *Blobs) PeerHandler() http.Handler {
 		"POST /blobs/holdings":      b.serveHoldings,
 		"POST /blobs/{digest}/line": b.serveStep,
 		"POST /blobs/wake":          b.serveWake,
+		"POST /blobs/leave":         b.serveLeave,
 		"GET /blobs/health":         b.serveHealth,
 		"GET /blobs/transfers":      b.serveTransfers,
 		"GET /blobs/garbage":        b.serveGarbage,
@@ -90,9 +91,8 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	control := http.NewResponseController(w)
-	_ = control.Flush() // the asker knows the size before the first byte is here
-	sent, err := b.copyOut(deadlined{w, control, b.patience.Stall}, f, size-off)
+	_ = http.NewResponseController(w).Flush() // the asker knows the size before the first byte is here
+	sent, err := b.copyOut(b.departing(w, r), f, size-off)
 	b.stats.bytesTo.Add(sent)
 	if err != nil {
 		b.log.Debug("a peer did not get all of a blob", "digest", d, "offset", off, "sent", sent, "err", err, "request", oci.RequestID(r.Context()))
@@ -205,7 +205,7 @@ func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	control := http.NewResponseController(w)
-	err = b.local.Put(r.Context(), d, r.ContentLength, idleReader{r.Body, control, b.patience.Stall})
+	err = b.local.Put(r.Context(), d, r.ContentLength, b.arriving(w, r, idleReader{r.Body, control, b.patience.Stall}))
 	_ = control.SetReadDeadline(time.Time{})
 	if err != nil {
 		return err
@@ -217,6 +217,7 @@ func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 // serveUpload makes a handler of one thing that is done to an upload here.
 func (b *Blobs) serveUpload(do func(r *http.Request, u oci.Upload) (int64, error)) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
+		r.Body = io.NopCloser(b.arriving(w, r, r.Body))
 		size, err := do(r, oci.Upload{Repo: r.URL.Query().Get("repo"), ID: r.PathValue("id")})
 		if err != nil {
 			return err

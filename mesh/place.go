@@ -116,7 +116,7 @@ func (p *placement) makeCopy(ctx context.Context) bool {
 		if !ok || ctx.Err() != nil {
 			return false
 		}
-		err := p.b.send(ctx, n.ID, p.digest, nil)
+		err := p.b.send(ctx, n.ID, p.digest, CausePush, nil)
 		if err == nil {
 			p.made.Add(1)
 			p.b.stats.placed.Add(1)
@@ -153,7 +153,7 @@ func (p *placement) finish(ctx context.Context) {
 
 // send offers this node's copy of d to another node, which takes it or says
 // that it has it. It keeps to pace where there is one.
-func (b *Blobs) send(ctx context.Context, node string, d digest.Digest, pace *rate.Limiter) error {
+func (b *Blobs) send(ctx context.Context, node string, d digest.Digest, cause Cause, pace *rate.Limiter) error {
 	f, size, err := b.local.Open(ctx, d)
 	if err != nil {
 		return fmt.Errorf("open the copy to send: %w", err)
@@ -173,6 +173,7 @@ func (b *Blobs) send(ctx context.Context, node string, d digest.Digest, pace *ra
 		stall: b.patience.Stall, answer: b.patience.Durable,
 		down: func() bool { return b.members.Down(node) },
 	}, cancel)
+	body.tally = b.announce(req.Header, node, cause)
 	defer func() {
 		sent, _ := body.end()
 		b.stats.bytesTo.Add(sent)

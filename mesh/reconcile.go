@@ -152,6 +152,7 @@ func (p *pass) survey(ctx context.Context) error {
 		}
 		p.ask(ctx, batch, p.asksOwners, liveOwners, p.leaving())
 		p.ask(ctx, batch, p.asksAll, p.othersOf, "")
+		p.ask(ctx, batch, p.asksFormer, p.formerOwners, "")
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -217,9 +218,9 @@ func (p *pass) conclude(v *blob) {
 			p.b.stats.droppedBytes.Add(v.size)
 		}
 	case fetch:
-		p.plan(repair{digest: v.digest, size: v.size, copies: len(v.has), lost: v.lost})
+		p.plan(repair{digest: v.digest, size: v.size, copies: len(v.has), lost: v.lost, cause: p.cause(v)})
 	case send:
-		p.plan(repair{digest: v.digest, size: v.size, copies: 1 + len(v.has), to: v.lacking()})
+		p.plan(repair{digest: v.digest, size: v.size, copies: 1 + len(v.has), to: v.lacking(), cause: p.cause(v)})
 	}
 	if v.held && v.lost { // nothing is missing here but the record of it
 		p.plan(repair{digest: v.digest, copies: 1 + len(v.has), lost: true})
@@ -360,4 +361,28 @@ func (p *pass) poll(ctx context.Context, about map[string][]*blob, membership st
 		})
 	}
 	_ = asking.Wait() // always nil
+}
+
+// asksFormer reports whether it matters who held v before: there is another
+// zone, and a copy is to be made here.
+func (p *pass) asksFormer(v *blob) bool {
+	return v.naming == wanted && v.owner && !v.held && len(v.has) > 0 && zonesOf(p.ring.Nodes()) > 1
+}
+
+// formerOwners returns the next ranks, who owned v if somebody came in between.
+func (p *pass) formerOwners(v *blob) []ring.Node {
+	ranked := p.ring.Rank(v.digest)
+	return slices.DeleteFunc(ranked[len(v.owners):min(2*len(v.owners), len(ranked))], func(n ring.Node) bool { return n.Down })
+}
+
+// cause tells a repair from rebalancing: whether v has fewer copies than it
+// should have, or none in a second zone, wherever they are.
+func (p *pass) cause(v *blob) Cause {
+	holders := slices.DeleteFunc(p.ring.Nodes(), func(n ring.Node) bool {
+		return n.Leaves || !slices.Contains(v.has, n.ID) && !(v.held && n.ID == p.b.id)
+	})
+	if len(holders) < len(v.owners) || zonesOf(holders) < min(2, zonesOf(v.owners)) {
+		return CauseRepair
+	}
+	return CauseRebalance
 }

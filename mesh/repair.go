@@ -32,6 +32,7 @@ type repair struct {
 	copies int      // that are known of, elsewhere or here
 	to     []string // owners to send a copy to; none: it is wanted here
 	lost   bool     // recorded as lost
+	cause  Cause    // should bytes of it cross to another zone
 }
 
 // bytes returns how many are to be moved, as far as that is known; of what
@@ -111,7 +112,7 @@ func (p *pass) mend(ctx context.Context, r repair) {
 func (p *pass) deliver(ctx context.Context, r repair) error {
 	var failed error
 	for _, node := range r.to {
-		if err := p.b.send(ctx, node, r.digest, p.b.pace); err != nil {
+		if err := p.b.send(ctx, node, r.digest, r.cause, p.b.pace); err != nil {
 			failed = err
 		}
 	}
@@ -126,7 +127,7 @@ func (p *pass) acquire(ctx context.Context, r repair) error {
 	if !b.local.Has(r.digest) {
 		err := b.local.Full()
 		if err == nil {
-			err = b.bring(ctx, r.digest)
+			err = b.bring(ctx, r.digest, r.cause)
 		}
 		if errors.Is(err, oci.ErrBlobUnknown) && r.copies == 0 {
 			err = errors.Join(err, p.giveUpOn(ctx, r.digest))
@@ -155,11 +156,18 @@ func (p *pass) giveUpOn(ctx context.Context, d digest.Digest) error {
 	return p.b.names.Lost(ctx, d, p.since)
 }
 
-// bring makes a durable copy of d here. An end is there to be read only once
+// bring makes a durable copy of d here, for cause, or for a client that comes
+// to wait for it meanwhile. An end is there to be read only once
 // the growing copy is verified and stored.
-func (b *Blobs) bring(ctx context.Context, d digest.Digest) error {
+func (b *Blobs) bring(ctx context.Context, d digest.Digest, cause Cause) error {
 	hurry, h := new(atomic.Bool), b.newHunt(d, false)
 	h.repair = true
+	h.why = func() Cause {
+		if hurry.Load() {
+			return CausePull
+		}
+		return cause
+	}
 	b.repairing.Store(d, hurry)
 	defer b.repairing.Delete(d)
 	f, _, err := b.local.Fill(ctx, d, func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
@@ -232,6 +240,12 @@ type pacedBody struct {
 
 // Read implements io.Reader.
 func (b pacedBody) Read(p []byte) (int, error) { return b.pacer.Read(p) }
+
+// Held passes on that a rate holds the body back, see crossingBody.
+func (b pacedBody) Held() bool {
+	y, ok := b.ReadCloser.(*delivery)
+	return ok && y.Held()
+}
 
 // Lied passes on that the blob was wrong, see delivery.
 func (b pacedBody) Lied() {

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/flotilla-registry/flotilla/api"
+	"github.com/flotilla-registry/flotilla/mesh"
 )
 
 // metrics is what /metrics shows. Requests are counted as they end; all else
@@ -83,6 +84,7 @@ func (p *parts) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(transfersDesc(), prometheus.GaugeValue, float64(n), zone)
 	}
 	p.healing(count, gauge)
+	p.zones(ch)
 }
 
 // inbound counts what this node receives now, from each zone of the mesh.
@@ -155,6 +157,24 @@ func (p *parts) transfers(count figure) {
 	count("copies_failed_total", "Attempts to place a copy that failed.", float64(b.CopiesFailed))
 	count("pushes_short_total", "Pushes refused since too few copies could be made durable.", float64(b.PlaceShort))
 	count("uploads_forwarded_total", "Upload requests passed on to the upload's home.", float64(b.UploadsForwarded))
+}
+
+// zones is what went over each line between this node's zone and another. There
+// are as many figures as there are zones, directions and causes.
+func (p *parts) zones(ch chan<- prometheus.Metric) {
+	received, sent := p.n.blobs.Traffic()
+	for _, f := range []struct {
+		name, help string
+		list       []mesh.Traffic
+	}{
+		{"zone_bytes_total", "Bytes of blobs that this node received from other zones: summed over all nodes, what went from one zone to another.", received},
+		{"zone_sent_bytes_total", "The same bytes where they leave: those that this node sent to other zones.", sent},
+	} {
+		desc := prometheus.NewDesc("flotilla_"+f.name, f.help, []string{"from", "to", "cause"}, nil)
+		for _, t := range f.list {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(t.Bytes), t.From, t.To, string(t.Cause))
+		}
+	}
 }
 
 // healing is what this node's passes saw and did. Each blob is counted at one

@@ -31,17 +31,22 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 	if err != nil {
 		return nil, err
 	}
+	zone, err := parseSize(n.cfg.ZoneRate, 0)
+	if err != nil {
+		return nil, err
+	}
 	var settle time.Duration // the default
 	if n.cfg.Quick {
 		settle = 200 * time.Millisecond
 	}
 	return mesh.NewBlobs(mesh.BlobsConfig{
-		ID:      n.id(),
-		Zone:    n.cfg.Zone,
-		Local:   n.disk,
-		Members: n.members,
-		Client:  n.dialer.client(true),
-		Log:     n.log,
+		ID:       n.id(),
+		Zone:     n.cfg.Zone,
+		Local:    n.disk,
+		Members:  n.members,
+		Client:   n.dialer.client(true),
+		Log:      n.log,
+		ZoneRate: zone,
 
 		Names:      names{n.catalog},
 		CacheSize:  max(cache, 1), // 0 would mean no ceiling

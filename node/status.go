@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -25,6 +24,7 @@ type Status struct {
 	Applied uint64         `json:"applied"`
 	Disk    DiskStatus     `json:"disk"`
 	Copies  CopiesStatus   `json:"copies"`
+	Zones   []ZoneTraffic  `json:"zones,omitempty"`
 	Members []MemberStatus `json:"members"`
 	// Transfers are blobs on their way to the members that tell, most bytes to
 	// come first, at most mesh.MaxTransfers of TransfersTotal.
@@ -75,6 +75,17 @@ type TransferStatus struct {
 	Repair   bool          `json:"repair"` // no client waits for it
 }
 
+// ZoneTraffic is how many bytes of blobs went from one zone to another since
+// the members that answer were started, each counted where it arrived.
+type ZoneTraffic struct {
+	From      string `json:"from"`
+	To        string `json:"to"`
+	Pull      int64  `json:"pull"`      // clients wait for them
+	Push      int64  `json:"push"`      // uploads, and the copies that pushes make
+	Repair    int64  `json:"repair"`    // there were fewer copies than there should be
+	Rebalance int64  `json:"rebalance"` // there were enough, but they have other owners
+}
+
 // DiskStatus is the data disk of the node that answers, in bytes.
 type DiskStatus struct {
 	Free  uint64 `json:"free"`
@@ -101,6 +112,7 @@ func (n *Node) Status(ctx context.Context) Status {
 	seen := n.look(ctx)
 	s := Status{
 		Copies:         seen.copies,
+		Zones:          seen.zones,
 		Transfers:      seen.transfers,
 		TransfersTotal: seen.total,
 
@@ -123,80 +135,6 @@ func (n *Node) Status(ctx context.Context) Status {
 	}
 	s.Notes = notes(s)
 	return s
-}
-
-// lookEvery is how often the members are asked what they see, however many ask
-// this node.
-const lookEvery = time.Second
-
-// meshLook is the last look at what all members see. Whoever comes while one is
-// under way waits for it, which mesh bounds.
-type meshLook struct {
-	mu   sync.Mutex
-	at   time.Time
-	last seen
-}
-
-// seen is what the members told.
-type seen struct {
-	copies    CopiesStatus
-	transfers []TransferStatus
-	total     int // transfers
-}
-
-func (n *Node) look(ctx context.Context) seen {
-	l := &n.looked
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.at.IsZero() || time.Since(l.at) >= lookEvery {
-		// That one caller leaves must not cut the look of the others short.
-		ctx := context.WithoutCancel(ctx)
-		var asking sync.WaitGroup
-		asking.Go(func() { l.last.copies = n.lookAtCopies(ctx) })
-		asking.Go(func() { l.last.transfers, l.last.total = n.lookAtTransfers(ctx) })
-		asking.Wait()
-		l.at = time.Now()
-	}
-	return l.last
-}
-
-func (n *Node) lookAtCopies(ctx context.Context) CopiesStatus {
-	h, silent := n.blobs.MeshHealth(ctx)
-	c := CopiesStatus{
-		At: h.At, Blobs: h.Blobs, Short: h.Short, OneZone: h.OneZone, Lost: h.Lost,
-		BytesToMove: h.BytesToMove, TimeToGo: h.TimeToGo,
-	}
-	for _, m := range n.catalog.Members() {
-		if slices.Contains(silent, m.ID) {
-			c.Silent = append(c.Silent, m.Name)
-		}
-	}
-	return c
-}
-
-func (n *Node) lookAtTransfers(ctx context.Context) ([]TransferStatus, int) {
-	names := n.nodeNames()
-	name := func(id string) NodeName {
-		if known, ok := names[id]; ok {
-			return known
-		}
-		return NodeName{Name: id}
-	}
-	all := n.blobs.MeshTransfers(ctx)
-	list := make([]TransferStatus, len(all.List))
-	for i, t := range all.List {
-		list[i] = TransferStatus{Digest: t.Digest, From: name(t.From), To: name(t.To), Received: t.Received, Size: t.Size, Repair: t.Repair}
-	}
-	return list, all.Total
-}
-
-// nodeNames returns how people know the members, by their ids.
-func (n *Node) nodeNames() map[string]NodeName {
-	names := map[string]NodeName{}
-	for _, m := range n.catalog.Members() {
-		names[m.ID] = NodeName{Name: m.Name, Zone: m.Zone}
-	}
-	return names
 }
 
 // standing says in a word whether a member owns blobs.

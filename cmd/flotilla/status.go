@@ -52,6 +52,15 @@ func printStatus(out io.Writer, s node.Status) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d GiB\t%s\t%s\n", m.Name, m.Zone, m.Role, state, m.Weight, m.Address, m.ID)
 	}
+	if len(s.Zones) > 0 {
+		if err := w.Flush(); err != nil { // a table of its own
+			return err
+		}
+		fmt.Fprintln(w, "\nFROM\tTO\tPULL\tPUSH\tREPAIR\tREBALANCE")
+	}
+	for _, z := range s.Zones {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", z.From, z.To, size(z.Pull), size(z.Push), size(z.Repair), size(z.Rebalance))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}

@@ -28,6 +28,10 @@ func TestPrintStatus(t *testing.T) {
 			{Digest: digest.FromString("y"), From: node.NodeName{Name: "5"}, To: node.NodeName{Name: "b", Zone: "y"}, Size: 5, Repair: true},
 		},
 		TransfersTotal: 5,
+		Zones: []node.ZoneTraffic{
+			{From: "y", To: "z", Pull: 3 << 20, Push: 1 << 19, Repair: 1 << 40, Rebalance: 1},
+			{From: "z", To: "y", Push: 100 << 20},
+		},
 	}
 	var out strings.Builder
 	if err := printStatus(&out, s); err != nil {
@@ -46,6 +50,10 @@ a     z     leader   up            5 GiB   a:1      1
 b     z     voter    up, draining  5 GiB   b:1      2
 c     z     voter    down, out     5 GiB   c:1      3
 d     z     replica  up, out       5 GiB   d:1      4
+
+FROM  TO  PULL     PUSH       REPAIR      REBALANCE
+y     z   3.0 MiB  0.5 MiB    1024.0 GiB  1 B
+z     y   0 B      100.0 MiB  0 B         0 B
 
 BLOB                 FROM   TO     DONE     SIZE      FOR
 sha256:2d711642b726  a (z)  b (y)  1.0 MiB  64.0 MiB  a client

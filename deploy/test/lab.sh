@@ -132,28 +132,6 @@ push_image() {
   rm -f "$work/layer"
 }
 
-# pull_layer DIGEST: fetches and hashes one blob, and prints when its first byte came. Runs in a shell of its own.
-# shellcheck disable=SC2317
-pull_layer() {
-  local got
-  got=$({ curl -sfN "http://127.0.0.1:5000/v2/lab/image/blobs/$1" | { head -c 1; date +%s%N >&3; cat; } | sha256sum; } 3>&2)
-  [[ sha256:${got%% *} == "$1" ]]
-}
-
-# pull_image START: waits for the instant START, in nanoseconds, and pulls the image, three blobs at a time. Prints how
-# many nanoseconds after START the first byte of a layer, and the last byte of all, came. Runs in a shell of its own.
-# shellcheck disable=SC2317,SC2016
-pull_image() {
-  local now first
-  now=$(date +%s%N)
-  ((now >= $1)) || sleep "$(awk -v d="$(($1 - now))" 'BEGIN { print d / 1e9 }')"
-  first=$(curl -sf -H "Accept: $accept" http://127.0.0.1:5000/v2/lab/image/manifests/v1 | jq -r '.config.digest, .layers[].digest' |
-    xargs -P 3 -n 1 bash -c 'pull_layer "$0"' 2>&1 | sort -n | sed -n 2p) || return
-  echo "$((first - $1)) $(($(date +%s%N) - $1))"
-}
-export accept
-export -f pull_layer pull_image
-
 # counters: bytes out of every host, then over every line in each direction.
 counters() {
   local device
@@ -175,8 +153,7 @@ measure() {
   start=$(($(date +%s%N) + 1000000000 + 40000000 * n))
   for host in "${hosts[@]:1}"; do
     at=$((start + i++ * gap * 1000000000))
-    # shellcheck disable=SC2016
-    spawn "pull.$host" ip netns exec "$lab-$host" timeout 180 bash -c 'pull_image "$0"' "$at"
+    spawn "pull.$host" ip netns exec "$lab-$host" timeout 180 "$root/bin/puller" -at "$at" http://127.0.0.1:5000/v2/lab/image v1
   done
   [[ $fault == - ]] || sleep "$(awk -v s="$start" -v n="$(date +%s%N)" -v l="$limit" 'BEGIN { print (s - n) / 1e9 + l / 2 }')"
   case $fault in
@@ -255,8 +232,8 @@ if ! { ((EUID == 0)) && need ip iproute2 && need tc iproute2 && ip netns add "$l
   exit
 fi
 ip netns del "$lab-try"
-for command in curl jq; do need "$command"; done
-[[ -n ${FLOTILLA:-} ]] || build_all
+need curl
+if [[ -z ${FLOTILLA:-} ]]; then build_all; else (cd "$root" && go build -o bin/ ./cmd/puller); fi
 site_names=()
 missed=0
 say "| run | slowest / limit | rounds | median | seed out / B | all out / (N B) | first byte s | busiest line / B | |"

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,7 +21,8 @@ import (
 // reached, when the body it returned fails, ends early or falls silent; it
 // should then turn to another holder. Its own error ends the fill.
 //
-// A body that is a contributor is told when its blob turned out wrong.
+// A body that is a contributor is told when its blob turned out wrong. One that
+// is restrained may keep a reader waiting for longer than a source may.
 type Source = func(ctx context.Context, off int64) (body io.ReadCloser, size int64, err error)
 
 // contributor is a body whose owner wants to know whom not to ask again. Where
@@ -28,6 +30,10 @@ type Source = func(ctx context.Context, off int64) (body io.ReadCloser, size int
 // a part of it, and on the first, which said how large it is. Nobody can tell
 // which of several it was.
 type contributor interface{ Lied() }
+
+// restrained is a body that is held back at times by whoever opened it. That
+// is no silence of the source.
+type restrained interface{ Held() bool }
 
 // holdBack is how much of a blob's end no reader sees until the whole is
 // verified: nobody ever holds a complete blob of wrong bytes.
@@ -247,13 +253,23 @@ type watchedBody struct {
 	io.ReadCloser
 	silence time.Duration
 	timer   *time.Timer
+	reading atomic.Bool
 	spared  func() bool   // takes the closing at the context's end back, where it has not begun
 	closed  chan struct{} // closed when that closing is over
 }
 
 func watch(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, silence time.Duration) *watchedBody {
 	b := &watchedBody{ReadCloser: body, silence: silence, closed: make(chan struct{})}
-	b.timer = time.AfterFunc(silence, func() { cancel(errSilent) })
+	b.timer = time.AfterFunc(silence, func() {
+		held, ok := body.(restrained)
+		switch {
+		case !b.reading.Load(): // it ended just now
+		case ok && held.Held():
+			b.timer.Reset(silence)
+		default:
+			cancel(errSilent)
+		}
+	})
 	b.timer.Stop()
 	b.spared = context.AfterFunc(ctx, func() {
 		defer close(b.closed)
@@ -264,8 +280,12 @@ func watch(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadClos
 
 // Read counts silence only while it waits: a slow disk is no fault of the source.
 func (b *watchedBody) Read(p []byte) (int, error) {
+	b.reading.Store(true)
 	b.timer.Reset(b.silence)
-	defer b.timer.Stop()
+	defer func() {
+		b.timer.Stop()
+		b.reading.Store(false)
+	}()
 	return b.ReadCloser.Read(p)
 }
 

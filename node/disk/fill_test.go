@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,6 +115,40 @@ func TestFillBearsSlowSource(t *testing.T) {
 		}
 	})
 }
+
+// A source that is held back by whoever asked it is not silent.
+func TestFillBearsRestraint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t, Config{})
+		b, d := content(3 * smallBuffer)
+		got, err := readFill(t, s, d, func(_ context.Context, off int64) (io.ReadCloser, int64, error) {
+			return &heldBody{Reader: bytes.NewReader(b[off:])}, int64(len(b)), nil
+		})
+		if err != nil || !bytes.Equal(got, b) {
+			t.Fatalf("read %d bytes, err %v", len(got), err)
+		}
+		if n := s.Stats().SourcesReplaced; n != 0 {
+			t.Errorf("%d sources replaced", n)
+		}
+	})
+}
+
+// heldBody gives a piece and is then held back for a minute.
+type heldBody struct {
+	io.Reader
+	held atomic.Bool
+}
+
+func (h *heldBody) Read(p []byte) (int, error) {
+	n, err := h.Reader.Read(p)
+	h.held.Store(true)
+	defer h.held.Store(false)
+	time.Sleep(time.Minute)
+	return n, err
+}
+
+func (h *heldBody) Held() bool   { return h.held.Load() }
+func (h *heldBody) Close() error { return nil }
 
 func TestFillFails(t *testing.T) {
 	const size = 4 * holdBack
