@@ -328,31 +328,31 @@ func parsePlace(s string) (int64, error) {
 	return place, nil
 }
 
-// follow opens the copy of d that grows here for a node that has off bytes of
-// it. One that has none may wait for the first behind those before it in line.
-func (b *Blobs) follow(ctx context.Context, d digest.Digest, off, place int64) (io.ReadSeekCloser, int64, bool) {
-	if off == 0 && place > 0 {
-		if h := b.brigade.hunt(d); h != nil && h.spot.before(ctx, place) {
-			return b.local.Follow(ctx, d, -1)
+// follow opens the copy that grows here for a node that has some bytes of it.
+// One that has none may wait for the first behind those before it in line.
+func (b *Blobs) follow(ctx context.Context, q question) (io.ReadSeekCloser, int64, bool) {
+	if q.off == 0 && q.place > 0 {
+		if h := b.brigade.hunt(q.digest); h != nil && h.spot.before(ctx, q.place) {
+			return b.local.Follow(ctx, q.digest, -1)
 		}
 	}
-	return b.local.Follow(ctx, d, off)
+	return b.local.Follow(ctx, q.digest, q.off)
 }
 
-// fillFor joins or begins the download of d for a node of the zone that takes
-// this one for the head, and waits for its first byte as long as that node
+// fillFor joins or begins the download of a blob for a node of the zone that
+// takes this one for the head, and waits for its first byte as long as that node
 // stands behind it in line.
-func (b *Blobs) fillFor(ctx context.Context, d digest.Digest, place int64) (io.ReadSeekCloser, int64, error) {
+func (b *Blobs) fillFor(ctx context.Context, q question) (io.ReadSeekCloser, int64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
-	if place > 0 { // else nobody waits for the asker
+	if q.place > 0 { // else nobody waits for the asker
 		watching.Go(func() {
-			if h := b.brigade.await(ctx, d); h != nil && !h.spot.before(ctx, place) {
+			if h := b.brigade.await(ctx, q.digest); h != nil && !h.spot.before(ctx, q.place) {
 				cancel()
 			}
 		})
 	}
-	f, size, err := b.local.Fill(ctx, d, b.newHunt(d, false).next)
+	f, size, err := b.local.Fill(ctx, q.digest, b.newHunt(q.digest, false).next)
 	cancel()
 	watching.Wait()
 	return f, size, err

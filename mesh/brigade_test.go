@@ -331,3 +331,50 @@ func TestSpeaksForItself(t *testing.T) {
 		t.Errorf("named %q, want %s, who alone said something", from, liar.id)
 	}
 }
+
+// TestStoppedNeighbour: a neighbour that does not say that it is alive is left
+// as soon as any node is that gives no answer; one that says so is waited for.
+func TestStoppedNeighbour(t *testing.T) {
+	const answer = 2 * time.Second
+	for name, row := range map[string]struct {
+		before func(w http.ResponseWriter, r *http.Request) // the answer
+		asked  int                                          // how often the head is
+	}{
+		"stopped": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, 2},
+		"waiting": {func(w http.ResponseWriter, _ *http.Request) {
+			for began := time.Now(); time.Since(began) < 2*answer; {
+				w.WriteHeader(http.StatusProcessing)
+				<-time.After(answer / 20)
+			}
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, option{replicas: 1, patience: mesh.Patience{Answer: answer, Gateway: time.Hour, Persist: time.Minute}}, "a", "-a", "-a")
+			owner := c.nodes[0]
+			content := bytesOf(19, 2<<20)
+			owner.hold(t, content)
+			owner.holdBytesUntil(2)
+			var gets atomic.Int64
+			inner := owner.tamper
+			owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.Method == http.MethodGet {
+					gets.Add(1)
+				}
+				inner(w, r, next)
+			})
+			for _, p := range c.nodes[1:] {
+				p.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+					if r.Method == http.MethodGet {
+						row.before(w, r)
+					}
+					next.ServeHTTP(w, r)
+				})
+			}
+			pullAll(t, c.nodes[1:], content).Wait()
+			if n := gets.Load(); n != int64(row.asked) {
+				t.Errorf("who has the blob was asked for it %d times, want %d", n, row.asked)
+			}
+		})
+	}
+}

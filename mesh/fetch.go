@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"slices"
 	"strconv"
 	"sync"
@@ -314,14 +316,19 @@ func (b *Blobs) avoids(node string) bool {
 	return ok && time.Since(at.(time.Time)) < avoidance
 }
 
+// waits reports whether who is asked may have to ask others first. It shows
+// meanwhile that it is alive, see stayAlive.
+func (q question) waits() bool { return q.gateway || q.place > 0 && q.off == 0 }
+
 func (b *Blobs) exchange(ctx context.Context, method string, q question) (io.ReadCloser, int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	wait := b.patience.Answer
-	if q.gateway || q.place > 0 && q.off == 0 { // it may have to ask others first
-		wait = b.patience.Gateway
+	late := time.AfterFunc(b.patience.Answer, func() { cancel(errNoAnswer) })
+	last := time.Now().Add(b.patience.Gateway)
+	alive := func(int, textproto.MIMEHeader) error {
+		late.Reset(min(b.patience.Answer, time.Until(last)))
+		return nil
 	}
-	late := time.AfterFunc(wait, func() { cancel(errNoAnswer) })
-	resp, err := b.sendQuestion(ctx, method, q)
+	resp, err := b.sendQuestion(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: alive}), method, q)
 	if !late.Stop() && err == nil { // cancelled under the response
 		_ = resp.Body.Close()
 		err = errNoAnswer

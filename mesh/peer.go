@@ -9,9 +9,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
@@ -48,22 +47,16 @@ func (b *Blobs) PeerHandler() http.Handler {
 // and has more than the offset by now. It begins a download only for a node of
 // this zone that takes it for the zone's gateway.
 func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
-	d, err := oci.ParseDigest(r.PathValue("digest"))
+	q, err := readQuestion(r)
 	if err != nil {
 		return err
 	}
-	off, err := parseRange(r.Header.Get("Range"))
-	if err != nil {
-		return err
+	if r.Method == http.MethodGet && !q.repair {
+		b.hurry(q.digest)
 	}
-	if r.Method == http.MethodGet && r.Header.Get(forRepair) == "" {
-		b.hurry(d)
-	}
-	place, err := parsePlace(r.Header.Get(inLine))
-	if err != nil {
-		return err
-	}
-	f, size, err := b.find(r.Context(), d, off, place, r.Method == http.MethodGet && r.Header.Get(mayFill) != "")
+	quiet := b.stayAlive(w, q)
+	f, size, err := b.find(r.Context(), q)
+	quiet()
 	if err != nil {
 		return err
 	}
@@ -74,52 +67,96 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 			_ = f.Close()
 		}
 	}()
-	if off >= size && off > 0 {
+	if q.off >= size && q.off > 0 {
 		return oci.ErrSizeInvalid.Because("the blob has only %d bytes", size)
 	}
-	if _, err := f.Seek(off, io.SeekStart); err != nil {
+	if _, err := f.Seek(q.off, io.SeekStart); err != nil {
 		return err
 	}
 	status := http.StatusOK
-	if off > 0 {
+	if q.off > 0 {
 		status = http.StatusPartialContent
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, size-1, size))
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", q.off, size-1, size))
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Content-Length", strconv.FormatInt(size-off, 10))
+	w.Header().Set("Content-Length", strconv.FormatInt(size-q.off, 10))
 	w.WriteHeader(status)
 	if r.Method == http.MethodHead {
 		return nil
 	}
 	_ = http.NewResponseController(w).Flush() // the asker knows the size before the first byte is here
-	sent, err := b.copyOut(b.departing(w, r), f, size-off)
+	sent, err := b.copyOut(b.departing(w, r), f, size-q.off)
 	b.stats.bytesTo.Add(sent)
 	if err != nil {
-		b.log.Debug("a peer did not get all of a blob", "digest", d, "offset", off, "sent", sent, "err", err, "request", oci.RequestID(r.Context()))
+		b.log.Debug("a peer did not get all of a blob", "digest", q.digest, "offset", q.off, "sent", sent, "err", err, "request", oci.RequestID(r.Context()))
 	}
 	return nil // the header is out: a short body tells the rest
 }
 
-// find opens d for a peer that has off bytes of it, and place in the line.
-func (b *Blobs) find(ctx context.Context, d digest.Digest, off, place int64, fill bool) (io.ReadSeekCloser, int64, error) {
-	f, size, err := b.local.Open(ctx, d)
+// readQuestion reads what sendQuestion wrote.
+func readQuestion(r *http.Request) (q question, err error) {
+	if q.digest, err = oci.ParseDigest(r.PathValue("digest")); err != nil {
+		return q, err
+	}
+	if q.off, err = parseRange(r.Header.Get("Range")); err != nil {
+		return q, err
+	}
+	if q.place, err = parsePlace(r.Header.Get(inLine)); err != nil {
+		return q, err
+	}
+	q.gateway = r.Method == http.MethodGet && r.Header.Get(mayFill) != ""
+	q.repair = r.Header.Get(forRepair) != ""
+	return q, nil
+}
+
+// stayAlive answers a node that may have to wait for its answer with "102
+// Processing" now and then, until quiet is called: a process that is stopped
+// sends none, and is not waited for. A node of an earlier version bears no more
+// than five of these, and waits no longer than for four.
+func (b *Blobs) stayAlive(w http.ResponseWriter, q question) (quiet func()) {
+	if !q.waits() {
+		return func() {}
+	}
+	over := make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		tick := time.NewTicker(b.patience.Answer / 2)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				w.WriteHeader(http.StatusProcessing)
+			case <-over:
+				return
+			}
+		}
+	})
+	return func() {
+		close(over)
+		telling.Wait()
+	}
+}
+
+// find opens the blob for a peer's question.
+func (b *Blobs) find(ctx context.Context, q question) (io.ReadSeekCloser, int64, error) {
+	f, size, err := b.local.Open(ctx, q.digest)
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
-	if f, size, ok := b.follow(ctx, d, off, place); ok {
+	if f, size, ok := b.follow(ctx, q); ok {
 		return f, size, nil
 	}
-	if !fill || off > 0 {
+	if !q.gateway || q.off > 0 {
 		return nil, 0, err
 	}
 	b.stats.gatewayFills.Add(1)
-	if f, size, err = b.fillFor(ctx, d, place); err == nil {
+	if f, size, err = b.fillFor(ctx, q); err == nil {
 		return f, size, nil
 	}
-	b.log.Debug("no copy for a node of this zone", "digest", d, "err", err, "request", oci.RequestID(ctx))
+	b.log.Debug("no copy for a node of this zone", "digest", q.digest, "err", err, "request", oci.RequestID(ctx))
 	// What this node could not find out, the asker will: it needs to know
 	// whether the blob is here, and it is not.
-	return b.local.Open(ctx, d)
+	return b.local.Open(ctx, q.digest)
 }
 
 // parseRange reads the only form of range that nodes ask each other for.
