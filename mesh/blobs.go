@@ -34,6 +34,9 @@ type Local interface {
 	// outlives ctx, and whoever reads it. When the whole turns out wrong, it
 	// calls Lied on each body that has that method and had a part in it.
 	Fill(ctx context.Context, d digest.Digest, src func(ctx context.Context, off int64) (io.ReadCloser, int64, error)) (io.ReadSeekCloser, int64, error)
+	// Obtain has d held durably when it returns nil: by the running download of
+	// d, or by one that it starts from src as Fill does.
+	Obtain(ctx context.Context, d digest.Digest, src func(ctx context.Context, off int64) (io.ReadCloser, int64, error)) error
 	// Follow returns a growing copy that has more than ahead bytes now; for
 	// ahead below 0 one that may have none, once its size is known.
 	Follow(ctx context.Context, d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool)

@@ -30,10 +30,11 @@ import (
 // cluster is several Blobs over TLS on loopback, each with a disk of its own,
 // and a list of members that the test controls.
 type cluster struct {
-	t     testing.TB
-	nodes []*peer
-	over  chan struct{} // closed at the end of the test
-	looks atomic.Int64  // calls of Down
+	t       testing.TB
+	nodes   []*peer
+	over    chan struct{} // closed at the end of the test
+	looks   atomic.Int64  // calls of Down
+	crossed atomic.Int64  // bytes between zones, either way
 
 	mu       sync.Mutex
 	members  []ring.Node
@@ -93,7 +94,7 @@ func newCluster(t testing.TB, opt option, zones ...string) *cluster {
 		if p.store, err = disk.Open(cfg); err != nil {
 			t.Fatal(err)
 		}
-		client := c.client()
+		client := c.client(c.members[i].Zone)
 		if opt.expect > 0 {
 			client.Transport.(tagging).ExpectContinueTimeout = opt.expect
 		}
@@ -189,8 +190,8 @@ func (c *cluster) peer(id string) *peer {
 	return c.nodes[i]
 }
 
-// client reaches nodes by UUID, as a node's own does.
-func (c *cluster) client() *http.Client {
+// client reaches nodes by UUID from a zone, as a node's own does.
+func (c *cluster) client(zone string) *http.Client {
 	transport := &http.Transport{ExpectContinueTimeout: 5 * time.Second, MaxIdleConnsPerHost: 8}
 	transport.DialTLSContext = func(ctx context.Context, _, hostport string) (net.Conn, error) {
 		id, _, err := net.SplitHostPort(hostport)
@@ -205,9 +206,31 @@ func (c *cluster) client() *http.Client {
 		roots := x509.NewCertPool()
 		roots.AddCert(p.srv.Certificate())
 		d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "example.com"}}
-		return d.DialContext(ctx, "tcp", p.srv.Listener.Addr().String())
+		conn, err := d.DialContext(ctx, "tcp", p.srv.Listener.Addr().String())
+		if n, _ := c.Ring().Node(id); err == nil && n.Zone != zone {
+			conn = &thinLine{conn, &c.crossed}
+		}
+		return conn, err
 	}
 	return &http.Client{Transport: tagging{transport}}
+}
+
+// thinLine is a connection between two zones, whose bytes are counted.
+type thinLine struct {
+	net.Conn
+	crossed *atomic.Int64
+}
+
+func (l *thinLine) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	l.crossed.Add(int64(n))
+	return n, err
+}
+
+func (l *thinLine) Write(p []byte) (int, error) {
+	n, err := l.Conn.Write(p)
+	l.crossed.Add(int64(n))
+	return n, err
 }
 
 type tagging struct{ *http.Transport }

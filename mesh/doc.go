@@ -12,7 +12,9 @@
 // it streams to the client; it is reported absent only when every member denied
 // having it. Who sent wrong bytes of a blob is asked for it last (distrust.go).
 // What is pushed lands on the local disk first and is then placed on its owners
-// (place.go). An upload lives at one node, its home, and the others pass chunks
+// (place.go): one copy goes over the line to each other zone, and who takes it
+// passes it on there. A copy grows under the eyes of others like any download
+// (copies.go). An upload lives at one node, its home, and the others pass chunks
 // on (uploads.go). PeerHandler answers other members (peer.go).
 //
 // Reconcile is the one pass behind repair, rebalancing, eviction and garbage
@@ -54,8 +56,9 @@
 //
 // # Nobody waits in a circle
 //
-// Only a client's node, its head and an owner that repairs may start a
-// download; everyone else serves what it has. Let A wait for bytes of B's
+// Only a client's node, its head, an owner that repairs and who is sent a copy
+// may start a download; everyone else serves what it has. Who sends a copy holds
+// it durably, so nobody who waits for that one waits in a circle. Let A wait for bytes of B's
 // growing copy. B allows that only if, at the moment it is asked,
 //
 //   - B has strictly more bytes than A; or

@@ -166,53 +166,6 @@ func (d deadlined) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// idleReader gives up on a body whose sender falls silent. Only bodies from a
-// node's disk are watched so: a client may take its time.
-type idleReader struct {
-	r       io.Reader
-	control *http.ResponseController
-	limit   time.Duration
-}
-
-func (i idleReader) Read(p []byte) (int, error) {
-	_ = i.control.SetReadDeadline(time.Now().Add(i.limit)) // not every transport can
-	n, err := i.r.Read(p)
-	if err != nil {
-		// The server watches the connection while the disk works.
-		_ = i.control.SetReadDeadline(time.Time{})
-	}
-	return n, err
-}
-
-// serveCopy takes a copy of a blob. One that is here already is marked used,
-// which keeps it from being dropped while the push that offers it goes on, and
-// its bytes are not asked for. A node that is to leave takes none and vouches
-// for none: it may be gone after this.
-func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
-	d, err := oci.ParseDigest(r.PathValue("digest"))
-	if err != nil {
-		return err
-	}
-	if self, _ := b.members.Ring().Node(b.id); self.Leaves {
-		return oci.ErrUnavailable.Because("this node is being drained")
-	}
-	if _, held := b.local.Touch(d); held {
-		w.WriteHeader(http.StatusOK)
-		return nil
-	}
-	if err := b.local.Full(); err != nil {
-		return err
-	}
-	control := http.NewResponseController(w)
-	err = b.local.Put(r.Context(), d, r.ContentLength, idleReader{r.Body, control, b.patience.Stall})
-	_ = control.SetReadDeadline(time.Time{})
-	if err != nil {
-		return err
-	}
-	w.WriteHeader(http.StatusCreated)
-	return nil
-}
-
 // serveUpload makes a handler of one thing that is done to an upload here.
 func (b *Blobs) serveUpload(do func(r *http.Request, u oci.Upload) (int64, error)) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {

@@ -107,15 +107,23 @@ func (p *pass) mend(ctx context.Context, r repair) {
 	p.b.stats.repaired.Add(1)
 }
 
-// deliver sends this node's copy to owners that lack one.
+// deliver sends this node's copy to owners that lack one, over a line once.
 func (p *pass) deliver(ctx context.Context, r repair) error {
-	var failed error
-	for _, node := range r.to {
-		if err := p.b.send(ctx, node, r.digest, p.b.pace); err != nil {
-			failed = err
+	var to []ring.Node
+	for _, id := range r.to {
+		if n, known := p.b.members.Ring().Node(id); known {
+			to = append(to, n)
 		}
 	}
-	return failed
+	copies := p.b.newPlacement(r.digest, to, nil)
+	copies.pace = p.b.pace
+	for _, nodes := range copies.lanes {
+		copies.run(ctx, &lane{nodes: nodes})
+	}
+	if made := int(copies.made.Load()); made < len(r.to) {
+		return oci.ErrUnavailable.Because("%d of %d copies could be made", made, len(r.to))
+	}
+	return nil
 }
 
 // acquire makes a copy here, and takes the record back that the blob is lost.
@@ -155,39 +163,19 @@ func (p *pass) giveUpOn(ctx context.Context, d digest.Digest) error {
 	return p.b.names.Lost(ctx, d, p.since)
 }
 
-// bring makes a durable copy of d here. An end is there to be read only once
-// the growing copy is verified and stored.
+// bring makes a durable copy of d here.
 func (b *Blobs) bring(ctx context.Context, d digest.Digest) error {
 	hurry, h := new(atomic.Bool), b.newHunt(d, false)
 	h.repair = true
 	b.repairing.Store(d, hurry)
 	defer b.repairing.Delete(d)
-	f, _, err := b.local.Fill(ctx, d, func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+	return b.local.Obtain(ctx, d, func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
 		body, size, err := h.next(ctx, off)
 		if err != nil {
 			return nil, 0, err
 		}
 		return pacedBody{body, pacer{ctx, body, b.pace, hurry}}, size, nil
 	})
-	if err != nil {
-		return err
-	}
-	free := context.AfterFunc(ctx, func() { _ = f.Close() }) // frees a Read that waits
-	defer func() {
-		if free() {
-			_ = f.Close()
-		}
-	}()
-	if _, err := f.Seek(0, io.SeekEnd); err != nil {
-		return err
-	}
-	if _, err := f.Read(make([]byte, 1)); err != io.EOF {
-		return oci.ErrUnavailable.Because("the copy did not come to an end").Wrap(err)
-	}
-	if !b.local.Has(d) {
-		return oci.ErrUnavailable.Because("the copy is not held")
-	}
-	return nil
 }
 
 // hurry lets a repair of d go as fast as it can: a client waits for it.
