@@ -138,7 +138,7 @@ type Blobs struct {
 	listing       chan struct{} // and one for its rehearsal
 	due           chan struct{}
 	nudged        atomic.Pointer[time.Time] // when another member last made a pass due
-	repairing     sync.Map                  // digest of a blob being fetched -> *atomic.Bool: a client waits
+	mending       sync.Map                  // digest of a blob being sent at the pace of repairs -> *atomic.Bool: a client waits
 	pace          *rate.Limiter             // of all repairs
 	report        report
 }
@@ -175,8 +175,8 @@ func (b *Blobs) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, i
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
+	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, true).source)
 	b.hurry(d)
-	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, true).next)
 	if errors.Is(err, oci.ErrDiskFull) {
 		b.Wake()
 		f, size, err = b.passThrough(ctx, d)

@@ -79,6 +79,7 @@ type spot struct {
 	left     string        // the one that did not serve, until the head knows
 	moveTo   string        // the neighbour that the head wants instead
 	body     io.Closer     // what is being read
+	source   string        // who sends it
 	stepped  time.Time
 	stepping bool
 }
@@ -121,7 +122,7 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 	doubts := h.b.distrust.of(h.digest)
 	for range namings {
 		head := h.b.id
-		if h.client {
+		if h.asks {
 			head = h.b.head(h.digest)
 		}
 		node := h.moved()
@@ -327,7 +328,7 @@ func (b *Blobs) follow(ctx context.Context, d digest.Digest, off, place int64) (
 // fillFor joins or begins the download of d for a node of the zone that takes
 // this one for the head, and waits for its first byte as long as that node
 // stands behind it in line.
-func (b *Blobs) fillFor(ctx context.Context, d digest.Digest, place int64) (io.ReadSeekCloser, int64, error) {
+func (b *Blobs) fillFor(ctx context.Context, d digest.Digest, place int64, repair bool) (io.ReadSeekCloser, int64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	if place > 0 { // else nobody waits for the asker
@@ -337,7 +338,9 @@ func (b *Blobs) fillFor(ctx context.Context, d digest.Digest, place int64) (io.R
 			}
 		})
 	}
-	f, size, err := b.local.Fill(ctx, d, b.newHunt(d, false).next)
+	own := b.newHunt(d, false)
+	own.repair = repair
+	f, size, err := b.local.Fill(ctx, d, own.source)
 	cancel()
 	watching.Wait()
 	return f, size, err

@@ -94,7 +94,7 @@ func newCluster(t testing.TB, opt option, zones ...string) *cluster {
 		if p.store, err = disk.Open(cfg); err != nil {
 			t.Fatal(err)
 		}
-		client := c.client(c.members[i].Zone)
+		client := c.client(p.id)
 		if opt.expect > 0 {
 			client.Transport.(tagging).ExpectContinueTimeout = opt.expect
 		}
@@ -190,15 +190,15 @@ func (c *cluster) peer(id string) *peer {
 	return c.nodes[i]
 }
 
-// client reaches nodes by UUID from a zone, as a node's own does.
-func (c *cluster) client(zone string) *http.Client {
+// client reaches nodes by UUID, as the own one of the node with this id does.
+func (c *cluster) client(id string) *http.Client {
 	transport := &http.Transport{ExpectContinueTimeout: 5 * time.Second, MaxIdleConnsPerHost: 8}
 	transport.DialTLSContext = func(ctx context.Context, _, hostport string) (net.Conn, error) {
-		id, _, err := net.SplitHostPort(hostport)
+		to, _, err := net.SplitHostPort(hostport)
 		if err != nil {
 			return nil, err
 		}
-		p := c.peer(id)
+		p := c.peer(to)
 		if p.lost.Load() {
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -207,12 +207,17 @@ func (c *cluster) client(zone string) *http.Client {
 		roots.AddCert(p.srv.Certificate())
 		d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "example.com"}}
 		conn, err := d.DialContext(ctx, "tcp", p.srv.Listener.Addr().String())
-		if n, _ := c.Ring().Node(id); err == nil && n.Zone != zone {
+		if err == nil && c.zone(id) != c.zone(to) {
 			conn = &thinLine{conn, &c.crossed}
 		}
 		return conn, err
 	}
 	return &http.Client{Transport: tagging{transport}}
+}
+
+func (c *cluster) zone(id string) string {
+	n, _ := c.Ring().Node(id)
+	return n.Zone
 }
 
 // thinLine is a connection between two zones, whose bytes are counted.

@@ -114,7 +114,8 @@ func (b *Blobs) receive(w http.ResponseWriter, r *http.Request, d digest.Digest)
 	defer cancel(nil)
 	late := time.AfterFunc(underWay, func() { cancel(errUnderWay) })
 	defer late.Stop()
-	h, begun := b.newHunt(d, false), false
+	h, begun := b.newHunt(d, true), false
+	h.repair = r.Header.Get(forRepair) != ""
 	err := b.local.Obtain(ctx, d, func(src context.Context, off int64) (io.ReadCloser, int64, error) {
 		if !begun {
 			begun = true
@@ -122,7 +123,7 @@ func (b *Blobs) receive(w http.ResponseWriter, r *http.Request, d digest.Digest)
 			return h.offer(src, from, body, r.ContentLength), r.ContentLength, nil
 		}
 		cancel(errUnderWay) // the body is left: its sender need not go on
-		return h.next(src, off)
+		return h.source(src, off)
 	})
 	if err != nil && context.Cause(ctx) == errUnderWay {
 		return errUnderWay

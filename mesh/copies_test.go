@@ -89,8 +89,7 @@ func TestOneCopyPerZone(t *testing.T) {
 			until(t, "each zone has its copies", func() bool {
 				copies := map[string]int{}
 				for _, id := range c.holders(d) {
-					n, _ := c.Ring().Node(id)
-					copies[n.Zone]++
+					copies[c.zone(id)]++
 				}
 				return copies["a"] > 0 && copies["b"] >= row.owners["b"] && copies["c"] >= row.owners["c"]
 			})
@@ -110,7 +109,7 @@ func TestPassOnInsideOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	req.Header.Set("Flotilla-Pass-On", strings.Join([]string{uuid(0), uuid(1), uuid(9), "x/y", uuid(2)}, ","))
-	resp, err := c.client("a").Do(req)
+	resp, err := c.client(uuid(0)).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

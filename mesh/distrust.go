@@ -89,7 +89,7 @@ type delivery struct {
 func (h *hunt) deliver(body io.ReadCloser, node string) *delivery {
 	h.spot.mu.Lock()
 	defer h.spot.mu.Unlock()
-	h.spot.body = body
+	h.spot.body, h.spot.source = body, node
 	return &delivery{ReadCloser: body, h: h, node: node}
 }
 

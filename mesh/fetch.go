@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -37,8 +38,10 @@ const avoidance = 5 * time.Second
 type hunt struct {
 	b      *Blobs
 	digest digest.Digest
-	client bool // for a client of this node, else for a node of the zone (then this is the gateway) or a repair
-	repair bool
+	asks   bool // the head of the zone for a neighbour; else this node was asked as the head
+	repair bool // no client waited when it began
+
+	hurried atomic.Bool // one waits now
 
 	size     int64           // of the blob, -1 until a source said
 	tried    map[string]bool // in this round
@@ -52,11 +55,20 @@ type hunt struct {
 	spot  spot // in the line of the zone
 }
 
-func (b *Blobs) newHunt(d digest.Digest, client bool) *hunt {
+func (b *Blobs) newHunt(d digest.Digest, asks bool) *hunt {
 	return &hunt{
-		b: b, digest: d, client: client, size: -1, reached: -1, grows: true, spot: spot{named: make(chan struct{})},
+		b: b, digest: d, asks: asks, size: -1, reached: -1, grows: true, spot: spot{named: make(chan struct{})},
 		tried: map[string]bool{}, denied: map[string]bool{}, vouched: map[string]bool{},
 	}
+}
+
+// source is next at the pace of repairs, for one. It is what a download reads.
+func (h *hunt) source(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+	body, size, err := h.next(ctx, off)
+	if err == nil && h.repair {
+		body = pacedBody{body, pacer{ctx, body, h.b.pace, &h.hurried}}
+	}
+	return body, size, err
 }
 
 // next returns the bytes from off on of the next source that has more than
@@ -114,7 +126,7 @@ var errNobody = errors.New("nobody serves it")
 // one, the others together, then those that seem down: gossip may be wrong. Last
 // come those that sent wrong bytes, those of long ago first.
 func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
-	if h.grows && !h.repair {
+	if h.grows {
 		body, err := h.take(ctx, off)
 		if err == nil || errors.Is(err, errInTurn) && h.size >= 0 {
 			return body, err
@@ -127,7 +139,7 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 		if h.tried[s.ID] {
 			continue
 		}
-		if s.Gateway && h.client && !h.grows && h.size < 0 {
+		if s.Gateway && h.asks && !h.grows && h.size < 0 {
 			gateway = s.ID
 		}
 		switch {
@@ -189,7 +201,7 @@ func (h *hunt) verdict(ctx context.Context) error {
 func (h *hunt) get(ctx context.Context, q question) (io.ReadCloser, error) {
 	id := q.node
 	h.tried[id] = true
-	q.digest, q.repair = h.digest, h.repair
+	q.digest, q.repair = h.digest, h.repair && !h.hurried.Load()
 	body, size, err := h.b.ask(ctx, http.MethodGet, q)
 	if err == nil && h.size >= 0 && size != h.size {
 		_ = body.Close()
@@ -205,7 +217,11 @@ func (h *hunt) get(ctx context.Context, q question) (io.ReadCloser, error) {
 			h.size = size
 			h.vouched[id] = true
 		}
-		return h.deliver(body, id), nil
+		y := h.deliver(body, id)
+		if q.repair && h.hurried.Load() {
+			h.press() // a client came meanwhile
+		}
+		return y, nil
 	}
 	h.note(ctx, id, err)
 	return nil, err
@@ -256,7 +272,7 @@ func (h *hunt) poll(ctx context.Context, ids []string, off int64) (winner string
 			if ctx.Err() != nil {
 				return nil
 			}
-			_, _, err := h.b.ask(ctx, http.MethodHead, question{node: id, digest: h.digest, off: off, repair: h.repair})
+			_, _, err := h.b.ask(ctx, http.MethodHead, question{node: id, digest: h.digest, off: off, repair: h.repair && !h.hurried.Load()})
 			mu.Lock()
 			defer mu.Unlock()
 			switch {

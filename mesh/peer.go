@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
@@ -54,14 +52,16 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if r.Method == http.MethodGet && r.Header.Get(forRepair) == "" {
-		b.hurry(d)
-	}
 	place, err := parsePlace(r.Header.Get(inLine))
 	if err != nil {
 		return err
 	}
-	f, size, err := b.find(r.Context(), d, off, place, r.Method == http.MethodGet && r.Header.Get(mayFill) != "")
+	q := question{digest: d, off: off, place: place, repair: r.Header.Get(forRepair) != ""}
+	q.gateway = r.Method == http.MethodGet && r.Header.Get(mayFill) != ""
+	if !q.repair {
+		b.hurry(d)
+	}
+	f, size, err := b.find(r.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -99,20 +99,21 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	return nil // the header is out: a short body tells the rest
 }
 
-// find opens d for a peer that has off bytes of it, and place in the line.
-func (b *Blobs) find(ctx context.Context, d digest.Digest, off, place int64, fill bool) (io.ReadSeekCloser, int64, error) {
+// find opens the blob that a peer asks for.
+func (b *Blobs) find(ctx context.Context, q question) (io.ReadSeekCloser, int64, error) {
+	d := q.digest
 	f, size, err := b.local.Open(ctx, d)
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
-	if f, size, ok := b.follow(ctx, d, off, place); ok {
+	if f, size, ok := b.follow(ctx, d, q.off, q.place); ok {
 		return f, size, nil
 	}
-	if !fill || off > 0 {
+	if !q.gateway || q.off > 0 {
 		return nil, 0, err
 	}
 	b.stats.gatewayFills.Add(1)
-	if f, size, err = b.fillFor(ctx, d, place); err == nil {
+	if f, size, err = b.fillFor(ctx, d, q.place, q.repair); err == nil {
 		return f, size, nil
 	}
 	b.log.Debug("no copy for a node of this zone", "digest", d, "err", err, "request", oci.RequestID(ctx))

@@ -324,7 +324,11 @@ func (b *Blobs) sendOnce(ctx context.Context, node string, d digest.Digest, o of
 	var r io.Reader = f
 	if o.pace != nil {
 		req.Header.Set(forRepair, "1")
-		r = pacer{ctx, f, o.pace, new(atomic.Bool)}
+		// Where copies of one blob go to several nodes, the first to be done takes
+		// the flag with it; the others keep to the pace.
+		hurry, _ := b.mending.LoadOrStore(d, new(atomic.Bool))
+		defer b.mending.CompareAndDelete(d, hurry)
+		r = pacer{ctx, f, o.pace, hurry.(*atomic.Bool)}
 	}
 	body := newOutgoing(r, limits{
 		stall: b.patience.Stall, answer: b.patience.Durable,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -165,24 +166,34 @@ func (p *pass) giveUpOn(ctx context.Context, d digest.Digest) error {
 
 // bring makes a durable copy of d here.
 func (b *Blobs) bring(ctx context.Context, d digest.Digest) error {
-	hurry, h := new(atomic.Bool), b.newHunt(d, false)
+	h := b.newHunt(d, true)
 	h.repair = true
-	b.repairing.Store(d, hurry)
-	defer b.repairing.Delete(d)
-	return b.local.Obtain(ctx, d, func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
-		body, size, err := h.next(ctx, off)
-		if err != nil {
-			return nil, 0, err
-		}
-		return pacedBody{body, pacer{ctx, body, b.pace, hurry}}, size, nil
-	})
+	return b.local.Obtain(ctx, d, h.source)
 }
 
-// hurry lets a repair of d go as fast as it can: a client waits for it.
+// hurry lets repairs of d go as fast as they can: a client waits for it.
 func (b *Blobs) hurry(d digest.Digest) {
-	if hurry, ok := b.repairing.Load(d); ok {
+	if h := b.brigade.hunt(d); h != nil && h.repair && !h.hurried.Swap(true) {
+		h.press()
+	}
+	if hurry, ok := b.mending.Load(d); ok {
 		hurry.(*atomic.Bool).Store(true)
 	}
+}
+
+// press has the source of the download hurry too: it may be another repair.
+func (h *hunt) press() {
+	h.spot.mu.Lock()
+	source, request := h.spot.source, h.spot.request
+	h.spot.mu.Unlock()
+	if source == "" {
+		return // the one to come is asked in a client's name
+	}
+	h.b.crew.run(oci.WithRequestID(context.Background(), request), func(ctx context.Context) {
+		if _, _, err := h.b.ask(ctx, http.MethodHead, question{node: source, digest: h.digest}); err != nil {
+			h.b.log.Debug("a source does not hurry", "node", source, "digest", h.digest, "err", err, "request", request)
+		}
+	})
 }
 
 // newPace returns the limit that all repairs of a node share, in bytes a
