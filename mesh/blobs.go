@@ -34,6 +34,9 @@ type Local interface {
 	// outlives ctx, and whoever reads it. When the whole turns out wrong, it
 	// calls Lied on each body that has that method and had a part in it.
 	Fill(ctx context.Context, d digest.Digest, src func(ctx context.Context, off int64) (io.ReadCloser, int64, error)) (io.ReadSeekCloser, int64, error)
+	// Obtain has d held durably when it returns nil: by the running download of
+	// d, or by one that it starts from src as Fill does.
+	Obtain(ctx context.Context, d digest.Digest, src func(ctx context.Context, off int64) (io.ReadCloser, int64, error)) error
 	// Follow returns a growing copy that has more than ahead bytes now; for
 	// ahead below 0 one that may have none, once its size is known.
 	Follow(ctx context.Context, d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool)
@@ -142,7 +145,7 @@ type Blobs struct {
 	listing       chan struct{} // and one for its rehearsal
 	due           chan struct{}
 	nudged        atomic.Pointer[time.Time] // when another member last made a pass due
-	repairing     sync.Map                  // digest of a blob being fetched -> *atomic.Bool: a client waits
+	mending       sync.Map                  // digest of a blob being sent at the pace of repairs -> *atomic.Bool: a client waits
 	pace          *rate.Limiter             // of all repairs
 	report        report
 }
@@ -180,8 +183,8 @@ func (b *Blobs) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, i
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
+	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, true).source)
 	b.hurry(d)
-	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, true).next)
 	if errors.Is(err, oci.ErrDiskFull) {
 		b.Wake()
 		f, size, err = b.passThrough(ctx, d)

@@ -80,6 +80,7 @@ type spot struct {
 	early    bool          // which is alive and lacks the next byte
 	moveTo   string        // the neighbour that the head wants instead
 	body     io.Closer     // what is being read
+	source   string        // who sends it
 	stepped  time.Time
 	stepping bool
 }
@@ -122,7 +123,7 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 	doubts := h.b.distrust.of(h.digest)
 	for range namings {
 		head := h.b.id
-		if h.client {
+		if h.asks {
 			head = h.b.head(h.digest)
 		}
 		node := h.moved()
@@ -352,7 +353,9 @@ func (b *Blobs) fillFor(ctx context.Context, q question) (io.ReadSeekCloser, int
 			}
 		})
 	}
-	f, size, err := b.local.Fill(ctx, q.digest, b.newHunt(q.digest, false).next)
+	own := b.newHunt(q.digest, false)
+	own.repair, own.cause = q.repair, q.cause
+	f, size, err := b.local.Fill(ctx, q.digest, own.source)
 	cancel()
 	watching.Wait()
 	return f, size, err

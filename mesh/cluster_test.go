@@ -30,10 +30,11 @@ import (
 // cluster is several Blobs over TLS on loopback, each with a disk of its own,
 // and a list of members that the test controls.
 type cluster struct {
-	t     testing.TB
-	nodes []*peer
-	over  chan struct{} // closed at the end of the test
-	looks atomic.Int64  // calls of Down
+	t         testing.TB
+	nodes     []*peer
+	over      chan struct{} // closed at the end of the test
+	looks     atomic.Int64  // calls of Down
+	overLines atomic.Int64  // bytes between zones, either way
 
 	mu       sync.Mutex
 	members  []ring.Node
@@ -205,9 +206,36 @@ func (c *cluster) client(id string) *http.Client {
 		roots := x509.NewCertPool()
 		roots.AddCert(p.srv.Certificate())
 		d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "example.com"}}
-		return d.DialContext(ctx, "tcp", p.srv.Listener.Addr().String())
+		conn, err := d.DialContext(ctx, "tcp", p.srv.Listener.Addr().String())
+		if err == nil && c.zone(id) != c.zone(to) {
+			conn = &thinLine{conn, &c.overLines}
+		}
+		return conn, err
 	}
 	return &http.Client{Transport: tagging{transport, id}}
+}
+
+func (c *cluster) zone(id string) string {
+	n, _ := c.Ring().Node(id)
+	return n.Zone
+}
+
+// thinLine is a connection between two zones, whose bytes are counted.
+type thinLine struct {
+	net.Conn
+	crossed *atomic.Int64
+}
+
+func (l *thinLine) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	l.crossed.Add(int64(n))
+	return n, err
+}
+
+func (l *thinLine) Write(p []byte) (int, error) {
+	n, err := l.Conn.Write(p)
+	l.crossed.Add(int64(n))
+	return n, err
 }
 
 // tagging says who sends a request, where a node's certificate does.

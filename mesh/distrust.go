@@ -90,7 +90,7 @@ type delivery struct {
 func (h *hunt) deliver(body io.ReadCloser, node string) *delivery {
 	h.spot.mu.Lock()
 	defer h.spot.mu.Unlock()
-	h.spot.body = body
+	h.spot.body, h.spot.source = body, node
 	y := &delivery{ReadCloser: body, h: h, node: node, size: h.size}
 	h.b.inbound.begin(y)
 	return y
@@ -119,9 +119,9 @@ func (y *delivery) Close() error {
 	return y.ReadCloser.Close()
 }
 
-// Held reports whether what comes is held back by a rate, see crossingBody.
+// Held reports whether what comes is held back by a rate, see crossing.
 func (y *delivery) Held() bool {
-	c, ok := y.ReadCloser.(*crossingBody)
+	c, ok := y.ReadCloser.(*crossing)
 	return ok && c.Held()
 }
 

@@ -12,7 +12,9 @@
 // it streams to the client; it is reported absent only when every member denied
 // having it. Who sent wrong bytes of a blob is asked for it last (distrust.go).
 // What is pushed lands on the local disk first and is then placed on its owners
-// (place.go). An upload lives at one node, its home, and the others pass chunks
+// (place.go): one copy goes over the line to each other zone, and who takes it
+// passes it on there. A copy grows under the eyes of others like any download
+// (copies.go). An upload lives at one node, its home, and the others pass chunks
 // on (uploads.go). PeerHandler answers other members (peer.go).
 //
 // Reconcile is the one pass behind repair, rebalancing, eviction and garbage
@@ -58,18 +60,24 @@
 // lost the reports build it again at the next in rank. Nodes of other zones are
 // in no line here: they are served, and never named.
 //
+// Repairs are in the line with all others, so that what several owners of a zone
+// lack comes in once too. Each keeps to the pace of repairs until a client waits
+// for the blob behind it; then it asks its own source to hurry, which may be
+// another repair.
+//
 // # Nobody waits in a circle
 //
-// Only a client's node, its head and an owner that repairs may start a
-// download; everyone else serves what it has. Let A wait for bytes of B's
+// Only a client's node, its head, an owner that repairs and who is sent a copy
+// may start a download; everyone else serves what it has. A copy is sent by who
+// holds it durably and waits for nobody's bytes. Let A wait for bytes of B's
 // growing copy. B allows that only if, at the moment it is asked,
 //
 //   - B has strictly more bytes than A; or
 //   - A has none, and B's place in line is before A's. A download has one
 //     place from its first step to its end, whoever is the head later, and
-//     places are numbers: their order is the same for all. A download without
-//     a place, which is a repair's, waits by the first rule alone; so it may be
-//     waited for, too.
+//     places are numbers: their order is the same for all. A download may
+//     be without a place, as that of a copy which is sent is as long as the
+//     sender serves; it waits by the first rule alone, and is waited for by it.
 //
 // B never falls behind A afterwards, for what A has came through B. Suppose
 // nodes wait in a circle. Going round it nobody has fewer bytes than the one

@@ -51,7 +51,7 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if r.Method == http.MethodGet && !q.repair {
+	if !q.repair {
 		b.hurry(q.digest)
 	}
 	quiet := b.stayAlive(w, q)
@@ -105,8 +105,19 @@ func readQuestion(r *http.Request) (q question, err error) {
 		return q, err
 	}
 	q.gateway = r.Method == http.MethodGet && r.Header.Get(mayFill) != ""
-	q.repair = r.Header.Get(forRepair) != ""
+	q.repair, q.cause = readCause(r)
 	return q, nil
+}
+
+// readCause reads whether bytes are for a repair, and for which kind of it.
+func readCause(r *http.Request) (repair bool, cause Cause) {
+	switch Cause(r.Header.Get(forRepair)) {
+	case "":
+		return false, CausePull
+	case CauseRebalance:
+		return true, CauseRebalance
+	}
+	return true, CauseRepair
 }
 
 // stayAlive answers a node that may have to wait for its answer with "102
@@ -204,57 +215,10 @@ func (d deadlined) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// idleReader gives up on a body whose sender falls silent. Only bodies from a
-// node's disk are watched so: a client may take its time.
-type idleReader struct {
-	r       io.Reader
-	control *http.ResponseController
-	limit   time.Duration
-}
-
-func (i idleReader) Read(p []byte) (int, error) {
-	_ = i.control.SetReadDeadline(time.Now().Add(i.limit)) // not every transport can
-	n, err := i.r.Read(p)
-	if err != nil {
-		// The server watches the connection while the disk works.
-		_ = i.control.SetReadDeadline(time.Time{})
-	}
-	return n, err
-}
-
-// serveCopy takes a copy of a blob. One that is here already is marked used,
-// which keeps it from being dropped while the push that offers it goes on, and
-// its bytes are not asked for. A node that is to leave takes none and vouches
-// for none: it may be gone after this.
-func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
-	d, err := oci.ParseDigest(r.PathValue("digest"))
-	if err != nil {
-		return err
-	}
-	if self, _ := b.members.Ring().Node(b.id); self.Leaves {
-		return oci.ErrUnavailable.Because("this node is being drained")
-	}
-	if _, held := b.local.Touch(d); held {
-		w.WriteHeader(http.StatusOK)
-		return nil
-	}
-	if err := b.local.Full(); err != nil {
-		return err
-	}
-	control := http.NewResponseController(w)
-	err = b.local.Put(r.Context(), d, r.ContentLength, b.arriving(w, r, idleReader{r.Body, control, b.patience.Stall}))
-	_ = control.SetReadDeadline(time.Time{})
-	if err != nil {
-		return err
-	}
-	w.WriteHeader(http.StatusCreated)
-	return nil
-}
-
 // serveUpload makes a handler of one thing that is done to an upload here.
 func (b *Blobs) serveUpload(do func(r *http.Request, u oci.Upload) (int64, error)) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		r.Body = io.NopCloser(b.arriving(w, r, r.Body))
+		r.Body = b.arriving(w, r, r.Body)
 		size, err := do(r, oci.Upload{Repo: r.URL.Query().Get("repo"), ID: r.PathValue("id")})
 		if err != nil {
 			return err

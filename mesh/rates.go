@@ -34,16 +34,16 @@ type rates struct {
 	perSecond int64         // this node's setting; 0 is no limit
 	asking    chan struct{} // a token for each request that waits
 
-	mu    sync.Mutex
-	lanes map[string]*lane // by the zone that they come from
+	mu     sync.Mutex
+	quotas map[string]*quota // by the zone that they come from
 }
 
 func newRates(perSecond int64) rates {
-	return rates{perSecond: perSecond, asking: make(chan struct{}, maxAsking), lanes: map[string]*lane{}}
+	return rates{perSecond: perSecond, asking: make(chan struct{}, maxAsking), quotas: map[string]*quota{}}
 }
 
-// lane is the way from one other zone into this one.
-type lane struct {
+// quota is the way from one other zone into this one.
+type quota struct {
 	kept *bucket // the zone's, for when this node is the keeper
 
 	mu    sync.Mutex
@@ -53,24 +53,24 @@ type lane struct {
 	share *bucket   // this node's, for when the keeper gives no answer
 }
 
-// lane returns the way from a zone of the mesh.
-func (r *rates) lane(from string) *lane {
+// quota returns the way from a zone of the mesh.
+func (r *rates) quota(from string) *quota {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	l := r.lanes[from]
+	l := r.quotas[from]
 	if l == nil {
-		l = &lane{rate: r.perSecond}
+		l = &quota{rate: r.perSecond}
 		if r.perSecond > 0 {
 			l.kept = newBucket(r.perSecond)
 		}
-		r.lanes[from] = l
+		r.quotas[from] = l
 	}
 	return l
 }
 
 // piece returns how much is read at once: so little that who follows the copy
 // sees it grow.
-func (l *lane) piece() int64 {
+func (l *quota) piece() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.rate == 0 {
@@ -127,7 +127,7 @@ func (b *Blobs) obtain(ctx context.Context, from string, why func() Cause, n int
 // wishFor asks once: the keeper, or where that gives no answer the share of
 // this node.
 func (b *Blobs) wishFor(ctx context.Context, w wish) (int64, error) {
-	l := b.rates.lane(w.From)
+	l := b.rates.quota(w.From)
 	keeper, live := b.keeper(w.From)
 	if keeper == b.id {
 		return b.grant(ctx, l.kept, w)
@@ -160,7 +160,7 @@ func (b *Blobs) wishFor(ctx context.Context, w wish) (int64, error) {
 
 // own returns the bucket of this node alone, one of live nodes; nil where there
 // is no limit.
-func (l *lane) own(live int64) *bucket {
+func (l *quota) own(live int64) *bucket {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.rate == 0 {
@@ -225,7 +225,7 @@ func (b *Blobs) serveLeave(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return oci.ErrUnavailable.Because("too many nodes wait for leave")
 	}
-	n, err := b.grant(r.Context(), b.rates.lane(ask.From).kept, ask)
+	n, err := b.grant(r.Context(), b.rates.quota(ask.From).kept, ask)
 	if err != nil {
 		return oci.ErrUnavailable.Wrap(err)
 	}
@@ -235,21 +235,24 @@ func (b *Blobs) serveLeave(w http.ResponseWriter, r *http.Request) error {
 // crossing is a body that comes from another zone. Whoever reads it waits for
 // leave for the bytes just read, so that the next ones stay with the sender.
 type crossing struct {
-	io.Reader
+	body   io.ReadCloser
 	b      *Blobs
 	ctx    context.Context
+	cancel context.CancelFunc
 	from   string
 	why    func() Cause
 	left   int64       // to come; below 0 where nobody said
 	credit int64       // leave that is not used yet; below 0, what there is none for yet
 	held   atomic.Bool // it waits for leave
-	tell   func()      // nil, or tells the sender that this node is alive
-	told   time.Time
+
+	mu   sync.Mutex
+	tell func() // nil, or tells the sender that this node is alive
+	told time.Time
 }
 
 // Read implements io.Reader.
 func (c *crossing) Read(p []byte) (int, error) {
-	n, err := c.Reader.Read(p[:min(int64(len(p)), c.b.rates.lane(c.from).piece())])
+	n, err := c.body.Read(p[:min(int64(len(p)), c.b.rates.quota(c.from).piece())])
 	c.b.traffic.counter(c.from, c.b.zone, c.why()).Add(int64(n))
 	c.credit -= int64(n)
 	c.left -= int64(n)
@@ -284,29 +287,27 @@ func (c *crossing) pay() error {
 
 // alive tells the sender, often enough for it not to give this node up.
 func (c *crossing) alive() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.tell != nil && time.Since(c.told) >= c.b.patience.Stall/4 {
 		c.told = time.Now()
 		c.tell()
 	}
 }
 
-// crossingBody is a source's body that is a crossing. Closing it frees a Read
-// that waits for leave.
-type crossingBody struct {
-	crossing
-	body   io.Closer
-	cancel context.CancelFunc
-}
-
-// Close implements io.Closer.
-func (c *crossingBody) Close() error {
+// Close implements io.Closer. It frees a Read that waits for leave, and tells
+// the sender nothing any more.
+func (c *crossing) Close() error {
 	c.cancel()
+	c.mu.Lock()
+	c.tell = nil
+	c.mu.Unlock()
 	return c.body.Close()
 }
 
 // Held reports whether the body is held back by a rate, which is no silence of
 // its source.
-func (c *crossingBody) Held() bool { return c.held.Load() }
+func (c *crossing) Held() bool { return c.held.Load() }
 
 // across returns what node sends, held back where that is of another zone. left
 // is how many bytes it is.
@@ -316,18 +317,20 @@ func (b *Blobs) across(ctx context.Context, body io.ReadCloser, node string, lef
 		return body
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	return &crossingBody{crossing{Reader: body, b: b, ctx: ctx, from: zone, why: why, left: left}, body, cancel}
+	return &crossing{body: body, b: b, ctx: ctx, cancel: cancel, from: zone, why: why, left: left}
 }
 
 // arriving returns body, of the request r, held back where r is of another
-// zone. The sender hears that with 102 (Processing, RFC 2518 section 10.1).
-func (b *Blobs) arriving(w http.ResponseWriter, r *http.Request, body io.Reader) io.Reader {
+// zone. The sender hears that with 102 (Processing, RFC 2518 section 10.1), until
+// the body is closed.
+func (b *Blobs) arriving(w http.ResponseWriter, r *http.Request, body io.ReadCloser) io.ReadCloser {
 	zone, cause, ok := b.announced(r.Header)
 	if !ok {
 		return body
 	}
+	ctx, cancel := context.WithCancel(r.Context())
 	return &crossing{
-		Reader: body, b: b, ctx: r.Context(), from: zone, left: r.ContentLength,
+		body: body, b: b, ctx: ctx, cancel: cancel, from: zone, left: r.ContentLength,
 		why:  func() Cause { return cause },
 		tell: func() { w.WriteHeader(http.StatusProcessing) }, told: time.Now(),
 	}

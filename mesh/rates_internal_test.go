@@ -39,7 +39,7 @@ func receiver(t *testing.T, rate int64) *Blobs {
 
 // claims returns how many wait for bytes from zone b.
 func (b *Blobs) claims() int {
-	kept := b.rates.lane("b").kept
+	kept := b.rates.quota("b").kept
 	kept.mu.Lock()
 	defer kept.mu.Unlock()
 	return len(kept.waiting)
@@ -151,7 +151,7 @@ func TestCrossingCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := receiver(t, 64<<10)
 		body := b.from("far", 1<<20, always(CausePull))
-		held := body.(*crossingBody).Held
+		held := body.(*crossing).Held
 		for range 2 { // the first grant is there
 			if _, err := body.Read(make([]byte, minGrant)); err != nil {
 				t.Fatal(err)
@@ -223,8 +223,8 @@ func TestLeave(t *testing.T) {
 			t.Errorf("%s: %d %s", row.name, status, answer)
 		}
 	}
-	if n := len(b.rates.lanes); n != 0 {
-		t.Errorf("%d lanes after that", n)
+	if n := len(b.rates.quotas); n != 0 {
+		t.Errorf("%d quotas after that", n)
 	}
 	for _, want := range []string{`{"bytes":4096,"rate":1}`, `{"bytes":0,"rate":1}`} {
 		if status, answer := ask(t.Context(), `{"from":"b","cause":"pull","bytes":9223372036854775807,"waited":9223372036854775807}`); status != http.StatusOK || answer != want {

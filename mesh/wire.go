@@ -87,6 +87,7 @@ type limits struct {
 	stall  time.Duration // without taking a byte; and between looks at down
 	answer time.Duration // for the answer to the whole body, 0 for no bound
 	down   func() bool   // the peer seems down
+	slow   func()        // nil, or told when the answer to the whole body takes longer than stall
 }
 
 // newOutgoing starts counting at once: the request begins with a wait for the
@@ -111,8 +112,18 @@ func (o *outgoing) expire() {
 	case o.limits.answer > 0 && time.Since(o.sent) > o.limits.answer:
 		o.cancel(errNoAnswer)
 	default:
+		if o.limits.slow != nil {
+			o.limits.slow()
+		}
 		o.timer.Reset(o.limits.stall)
 	}
+}
+
+// taken reports whether the peer has asked for bytes.
+func (o *outgoing) taken() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.begun
 }
 
 // Read implements io.Reader for the transport.

@@ -70,7 +70,7 @@ func (s *Store) fill(ctx context.Context, d digest.Digest, src Source) (io.ReadS
 			return f, size, nil
 		}
 	}
-	r, whole, err := s.join(ctx, d, src)
+	f, whole, err := s.join(ctx, d, src)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -82,13 +82,15 @@ func (s *Store) fill(ctx context.Context, d digest.Digest, src Source) (io.ReadS
 		}
 		return whole, info.Size(), nil
 	}
+	r := f.follow()
+	f.unpin()
 	select {
-	case <-r.fill.ready:
+	case <-f.ready:
 	case <-ctx.Done():
 		_ = r.Close()
 		return nil, 0, context.Cause(ctx)
 	}
-	size, err := r.fill.outcome()
+	size, err := f.outcome()
 	if err != nil {
 		_ = r.Close()
 		return nil, 0, err
@@ -96,14 +98,42 @@ func (s *Store) fill(ctx context.Context, d digest.Digest, src Source) (io.ReadS
 	return r, size, nil
 }
 
-// join returns a reader of the running download of d, or of a new one; or the
-// whole blob, where it has just been completed: a fill leaves the table only
-// after its blob has its name.
-func (s *Store) join(ctx context.Context, d digest.Digest, src Source) (*reader, *os.File, error) {
+// Obtain has d held durably when it returns nil: by the download of d that
+// runs, or by one that it starts from src, as Fill does. While nobody follows
+// the copy, its bytes are gathered and written in large pieces.
+func (s *Store) Obtain(ctx context.Context, d digest.Digest, src Source) error {
+	if _, held := s.Touch(d); held {
+		return nil
+	}
+	f, whole, err := s.join(ctx, d, src)
+	switch {
+	case err != nil:
+		return fmt.Errorf("obtain blob: %w", err)
+	case whole != nil:
+		_ = whole.Close()
+		return nil
+	}
+	defer f.unpin()
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return fmt.Errorf("obtain blob: %w", context.Cause(ctx))
+	}
+	if _, err := f.outcome(); err != nil {
+		return fmt.Errorf("obtain blob: %w", err)
+	}
+	return nil
+}
+
+// join returns the running download of d, or a new one, which the caller unpins;
+// or the whole blob, where it has just been completed: a fill leaves the table
+// only after its blob has its name.
+func (s *Store) join(ctx context.Context, d digest.Digest, src Source) (*fill, *os.File, error) {
 	s.fills.mu.Lock()
 	defer s.fills.mu.Unlock()
 	if f := s.fills.byDigest[d]; f != nil {
-		return f.follow(), nil, nil
+		f.pin()
+		return f, nil, nil
 	}
 	whole, _, err := s.open(d)
 	if err == nil {
@@ -124,10 +154,10 @@ func (s *Store) join(ctx context.Context, d digest.Digest, src Source) (*reader,
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := newFill(d, cancel, &s.stats)
 	s.fills.byDigest[d] = f
-	r := f.follow()
+	f.pin()
 	s.stats.fillsStarted.Add(1)
 	s.fills.running.Go(func() { s.run(ctx, f, src) })
-	return r, nil, nil
+	return f, nil, nil
 }
 
 // stop ends every fill and waits for it.
@@ -168,7 +198,7 @@ func (s *Store) download(ctx context.Context, f *fill, src Source) error {
 	if err != nil {
 		return err
 	}
-	w := &inflow{hash: h, wrote: f.advance, eager: true}
+	w := &inflow{hash: h, wrote: f.advance, took: f.take}
 	for barren := 0; w.file == nil || w.size < f.size; {
 		off := w.size
 		err := s.stream(ctx, f, w, src)
