@@ -224,7 +224,7 @@ func (s *server) admitted(v *visit, w http.ResponseWriter, r *http.Request) erro
 // challenge has the answer say how to show who one is, where that may help.
 func (s *server) challenge(w http.ResponseWriter, r *http.Request, err error, scopes ...auth.Scope) error {
 	if errors.Is(err, oci.ErrUnauthorized) {
-		w.Header().Set("WWW-Authenticate", s.Auth.Challenge(r, scopes...))
+		w.Header().Set("WWW-Authenticate", s.Auth.Challenge(r, err, scopes...))
 	}
 	return err
 }
