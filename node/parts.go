@@ -82,8 +82,8 @@ func (n *Node) openPorts(ctx context.Context) (err error) {
 		}
 	}
 	if n.cfg.TLSClientCA != "" {
-		if n.clientCAs, err = clientAuthorities(n.cfg.TLSClientCA); err != nil {
-			return fmt.Errorf("%w: %w", ErrConfig, err)
+		if n.clientCAs, err = Authorities(n.cfg.TLSClientCA); err != nil {
+			return fmt.Errorf("%w: --tls-client-ca: %w", ErrConfig, err)
 		}
 	}
 	if n.publicLn, err = listen("listen", n.cfg.Listen); err != nil {
