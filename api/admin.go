@@ -60,10 +60,11 @@ type Admin struct {
 	Collector
 	Archive
 	Checker
+	Pinner
 }
 
 func (a Admin) complete() bool {
-	return a.Check != nil && a.Members != nil && a.Collector != nil && a.Archive != nil && a.Checker != nil
+	return a.Check != nil && a.Members != nil && a.Collector != nil && a.Archive != nil && a.Checker != nil && a.Pinner != nil
 }
 
 // maxGarbage bounds one answer of GET /flotilla/v1/gc.

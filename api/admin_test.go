@@ -18,7 +18,7 @@ import (
 // noAdmin lets nobody administer anything.
 func noAdmin() api.Admin {
 	o := operated{}
-	return api.Admin{Check: func(string) error { return oci.ErrUnauthorized }, Members: o, Collector: o, Archive: o, Checker: o}
+	return api.Admin{Check: func(string) error { return oci.ErrUnauthorized }, Members: o, Collector: o, Archive: o, Checker: o, Pinner: o}
 }
 
 // operated notes what an operator had it do.
@@ -70,13 +70,28 @@ func (o operated) StateHash(context.Context) (uint64, string, error) {
 	return 7, "hash", o.note("hash")
 }
 
+func (o operated) Pins(context.Context) ([]api.Pin, error) { return nil, o.note("pins") }
+
+func (o operated) AddPin(_ context.Context, actor string, p api.Pin) (api.PinChange, error) {
+	return api.PinChange{Warnings: []string{"no such zone"}}, o.note("%s pins %s", actor, p)
+}
+
+func (o operated) RemovePin(_ context.Context, actor string, p api.Pin) (api.PinChange, error) {
+	if p.Zone == "nowhere" {
+		return api.PinChange{}, oci.ErrNotFound
+	}
+	return api.PinChange{Everywhere: true}, o.note("%s unpins %s", actor, p)
+}
+
+func (o operated) PinStatus(context.Context) (any, error) { return []string{}, o.note("pin status") }
+
 // TestAdmin asks for each thing that an operator may do, with and without the
 // token for it.
 func TestAdmin(t *testing.T) {
 	var did []string
 	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
 		o := operated{did: &did}
-		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Check: func(token string) error {
+		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Pinner: o, Check: func(token string) error {
 			if token != "1.good" {
 				return oci.ErrUnauthorized
 			}
@@ -107,6 +122,11 @@ func TestAdmin(t *testing.T) {
 		{"POST", "backup?blobs", "", http.StatusOK, "backup true"},
 		{"POST", "restore", "archive", http.StatusOK, "restore archive"},
 		{"GET", "backup", "", http.StatusMethodNotAllowed, ""},
+		{"GET", "pins", "", http.StatusOK, "pins"},
+		{"POST", "pins", `{"zone": "z", "repo": "a/**"}`, http.StatusCreated, "operator pins z a/**"},
+		{"POST", "pins", "pin it", http.StatusBadRequest, ""},
+		{"DELETE", "pins?zone=z&repo=a/**&tag=v*", "", http.StatusOK, "operator unpins z a/**:v*"},
+		{"DELETE", "pins?zone=nowhere&repo=a", "", http.StatusNotFound, ""},
 	} {
 		t.Run(row.method+" "+row.path, func(t *testing.T) {
 			ask := func(token string) *http.Response {
@@ -153,7 +173,7 @@ func TestAdmin(t *testing.T) {
 func TestBackupFailsMidway(t *testing.T) {
 	n := newNode(t, func(cfg *api.Config, _ *metadata.Cluster) {
 		o := operated{fails: true}
-		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Check: func(string) error { return nil }}
+		cfg.Admin = api.Admin{Members: o, Collector: o, Archive: o, Checker: o, Pinner: o, Check: func(string) error { return nil }}
 	})
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.url+"/flotilla/v1/backup", nil)
 	if err != nil {

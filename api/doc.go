@@ -8,7 +8,7 @@
 //
 //	routes.go     the table of paths; one wrapper for ids, logs and errors
 //	response.go   deadlines that roll on while bytes move, and counting
-//	manifests.go, blobs.go, uploads.go, lists.go, health.go, admin.go
+//	manifests.go, blobs.go, uploads.go, lists.go, health.go, admin.go, pins.go
 //	              one handler per row of the table
 //	errors.go     the one place where an error becomes a status
 //

@@ -82,6 +82,7 @@ type BlobsConfig struct {
 
 	// What follows is for Reconcile, which without Names does nothing.
 	Names      Names
+	Pins       Pins          // nil: none
 	CacheSize  int64         // bytes of copies that this node need not hold; 0 means no ceiling
 	RepairRate int64         // bytes a second for repair and rebalancing; 0 means 64 MiB
 	Grace      time.Duration // how long what nothing names stays after its last use; 0 means a day
@@ -138,6 +139,7 @@ type Blobs struct {
 	buffers  *sync.Pool
 
 	names         Names
+	pins          Pins
 	cacheSize     int64
 	grace, settle time.Duration
 	started       time.Time
@@ -160,7 +162,7 @@ func NewBlobs(cfg BlobsConfig) *Blobs {
 		rates:   newRates(cfg.ZoneRate),
 		buffers: &sync.Pool{New: func() any { return new([copyBuffer]byte) }},
 
-		names: cfg.Names, cacheSize: cfg.CacheSize, started: time.Now(),
+		names: cfg.Names, pins: cfg.Pins, cacheSize: cfg.CacheSize, started: time.Now(),
 		grace:       cmp.Or(cfg.Grace, 24*time.Hour),
 		settle:      cmp.Or(cfg.Settle, 10*time.Minute),
 		pace:        newPace(cmp.Or(cfg.RepairRate, 64<<20)),

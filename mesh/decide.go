@@ -22,7 +22,7 @@ const (
 // facts is all that decides what becomes of a blob at this node.
 type facts struct {
 	held  bool // a durable copy is here
-	owner bool // this node is one of those that should hold it
+	owner bool // this node is one of those that should hold it, be it for its zone's pins
 	naming
 	lost bool // recorded as lost: no member had it
 

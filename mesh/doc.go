@@ -22,7 +22,8 @@
 // (walk.go, reconcile.go), asks the others what they hold (holdings.go), and
 // decides by one table (decide.go). Owners fetch what they lack (repair.go);
 // copies that need not be here go only when every owner vouches for its own
-// (evict.go). What it saw is the node's health (health.go); due.go says when
+// (evict.go). A zone may pin blobs, which one node of it then holds, whoever owns
+// them (keep.go). What it saw is the node's health (health.go); due.go says when
 // the next pass is wanted. Who holds what now, where.go finds out for people
 // and for whoever waits for copies; and what is on its way, transfers.go.
 //

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"time"
 
@@ -25,18 +26,23 @@ func (b *Blobs) Wake() {
 
 // watch makes a pass due when the membership changes, and when a member is
 // back: it may lack what was placed elsewhere meanwhile, or hold what was
-// missed. That someone went down is no reason; it may be back in a minute.
+// missed. That someone went down is no reason; it may be back in a minute. Of
+// this zone it counts, too, who may keep what it pins.
 func (b *Blobs) watch(ctx context.Context) {
-	membership, up := "", map[string]bool{}
+	membership, up, stay := "", map[string]bool{}, map[string]bool{}
 	for {
 		changed := b.members.Changed()
 		r := b.members.Ring()
-		before, due := up, membership != r.Fingerprint()
-		up = map[string]bool{}
+		before, stayed, due := up, stay, membership != r.Fingerprint()
+		up, stay = map[string]bool{}, map[string]bool{}
 		for _, n := range r.Nodes() {
 			up[n.ID] = !n.Down
 			due = due || up[n.ID] && !before[n.ID]
+			if n.Zone == b.zone && !n.Leaves && !n.Out {
+				stay[n.ID] = true
+			}
 		}
+		due = due || b.pins != nil && !maps.Equal(stay, stayed)
 		if membership = r.Fingerprint(); due && len(up) > 0 {
 			b.Wake()
 		}

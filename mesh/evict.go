@@ -55,10 +55,12 @@ func (p *pass) giveUp(ctx context.Context, batch []blob) (freed int64, err error
 	if p.moved() {
 		return 0, errMoved
 	}
+	if err := p.place(batch); err != nil {
+		return 0, err
+	}
 	about := map[string][]*blob{}
 	for i := range batch {
 		v := &batch[i]
-		p.place(v)
 		if slices.ContainsFunc(v.owners, func(n ring.Node) bool { return n.Down || p.silent[n.ID] >= maxSilent }) {
 			continue
 		}

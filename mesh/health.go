@@ -32,6 +32,7 @@ type Health struct {
 	HeldBytes  int64 `json:"heldBytes"`
 	CacheBlobs int64 `json:"cacheBlobs"` // of these, copies that need not be here
 	CacheBytes int64 `json:"cacheBytes"`
+	Unkept     int64 `json:"unkept"` // wanted blobs that this node lacks and is to hold since its zone pins them
 
 	Synced   bool  `json:"synced"`   // the catalogue was proven current before the look
 	Owns     bool  `json:"owns"`     // whether this node owns blobs; else OnlyHere is counted
@@ -40,6 +41,7 @@ type Health struct {
 
 	BytesToMove int64         `json:"bytesToMove"` // for the copies that this node is to make
 	TimeToGo    time.Duration `json:"timeToGo"`    // for these, in nanoseconds
+	Pace        int64         `json:"pace"`        // bytes a second: as copies were made in the pass, or else may be
 
 	Dropped  int64 `json:"dropped"`  // garbage
 	Evicted  int64 `json:"evicted"`  // copies that took too much space
@@ -70,7 +72,7 @@ func (h *Health) add(o Health) {
 		{&h.Blobs, o.Blobs}, {&h.Short, o.Short}, {&h.OneZone, o.OneZone}, {&h.Lost, o.Lost},
 		{&h.HeldBlobs, o.HeldBlobs}, {&h.HeldBytes, o.HeldBytes},
 		{&h.CacheBlobs, o.CacheBlobs}, {&h.CacheBytes, o.CacheBytes},
-		{&h.OnlyHere, o.OnlyHere}, {&h.BytesToMove, o.BytesToMove},
+		{&h.Unkept, o.Unkept}, {&h.OnlyHere, o.OnlyHere}, {&h.BytesToMove, o.BytesToMove}, {&h.Pace, o.Pace},
 		{&h.Dropped, o.Dropped}, {&h.Evicted, o.Evicted},
 		{&h.Repaired, o.Repaired}, {&h.Failed, o.Failed},
 	} {
@@ -88,6 +90,9 @@ func (p *pass) count(v *blob) {
 			h.CacheBlobs++
 			h.CacheBytes += v.size
 		}
+	}
+	if v.naming == wanted && v.keeps() && !v.held {
+		h.Unkept++
 	}
 	if p.missed(v) {
 		h.OnlyHere++
@@ -110,13 +115,17 @@ func (p *pass) unlinkedYet(v *blob) bool {
 }
 
 // missed reports whether copies of v would be missing if this node left, which
-// owns none: not every owner said that it has one. Of what a push is about to
-// name nobody makes copies, so one other must do.
+// the ring has own none: not every owner said that it has one, or this node is
+// the one to keep it for its zone. Of what a push is about to name nobody makes
+// copies, so one other must do.
 func (p *pass) missed(v *blob) bool {
 	if p.owner || !v.held {
 		return false
 	}
-	copies, _ := p.copies(v)
+	if v.keeps() {
+		return true
+	}
+	copies, _ := p.copies(v, v.owners)
 	if v.naming == unnamed {
 		return p.unlinkedYet(v) && copies == 0
 	}
@@ -127,14 +136,15 @@ func (p *pass) missed(v *blob) bool {
 func (p *pass) account(v *blob) {
 	h := &p.tally
 	h.Blobs++
-	copies, zones := p.copies(v)
+	owners := v.owners[:v.share]
+	copies, zones := p.copies(v, owners)
 	switch {
 	case v.lost:
 		h.Lost++
-	case copies < len(v.owners):
+	case copies < len(owners):
 		h.Short++
 	}
-	if copies > 1 && zones == 1 && zonesOf(v.owners) > 1 {
+	if copies > 1 && zones == 1 && zonesOf(owners) > 1 {
 		h.OneZone++
 	}
 	if v.held {
@@ -149,10 +159,10 @@ func (p *pass) tellLacking(v *blob) {
 	}
 }
 
-// copies returns how many owners hold v, as far as they said so, and in how
-// many zones these lie.
-func (p *pass) copies(v *blob) (copies, zones int) {
-	holders := slices.DeleteFunc(slices.Clone(v.owners), func(n ring.Node) bool {
+// copies returns how many of some owners hold v, as far as they said so, and in
+// how many zones these lie.
+func (p *pass) copies(v *blob, owners []ring.Node) (copies, zones int) {
+	holders := slices.DeleteFunc(slices.Clone(owners), func(n ring.Node) bool {
 		return !slices.Contains(v.has, n.ID) && !(v.held && n.ID == p.b.id)
 	})
 	return len(holders), zonesOf(holders)
@@ -187,6 +197,7 @@ func (p *pass) publish(change func(h *Health)) {
 		perByte = float64(time.Since(p.repairing)) / float64(moved)
 	}
 	h.TimeToGo = time.Duration(perByte * float64(h.BytesToMove))
+	h.Pace = int64(float64(time.Second) / perByte)
 	r.last = *h
 }
 

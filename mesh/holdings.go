@@ -67,7 +67,9 @@ func (b *Blobs) serveHoldings(w http.ResponseWriter, r *http.Request) error {
 	}
 	yes := b.local.Has
 	if membership := r.URL.Query().Get(underMembership); membership != "" {
-		yes = b.confirmer(membership)
+		if yes, err = b.confirmer(membership, ds); err != nil {
+			return err
+		}
 	}
 	answer := make([]byte, (len(ds)+7)/8)
 	for i, d := range ds {
@@ -83,23 +85,28 @@ func (b *Blobs) serveHoldings(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// confirmer vouches for this node's copies to a member that wants to give up
-// its own. Only an owner may, under the membership by which the asker decides:
-// else two nodes that both need not hold a blob could each rely on the other.
-// What is confirmed is marked used, so that a decision to drop it here, made
-// before and not yet carried out, comes to nothing.
-func (b *Blobs) confirmer(membership string) func(digest.Digest) bool {
+// confirmer vouches for this node's copies of ds to a member that wants to give
+// up its own. Only an owner may, or the keeper where the zone pins the blob,
+// under the membership by which the asker decides: else two nodes that both need
+// not hold a blob could each rely on the other. What is confirmed is marked used,
+// so that a decision to drop it here, made before and not yet carried out, comes
+// to nothing.
+func (b *Blobs) confirmer(membership string, ds []digest.Digest) (func(digest.Digest) bool, error) {
 	r := b.members.Ring()
 	if r.Fingerprint() != membership {
-		return func(digest.Digest) bool { return false }
+		return func(digest.Digest) bool { return false }, nil
+	}
+	kept, err := b.kept(r, ds)
+	if err != nil {
+		return nil, err
 	}
 	return func(d digest.Digest) bool {
-		if !owns(r.Owners(d), b.id) {
+		if !kept[d] && !owns(r.Owners(d), b.id) {
 			return false
 		}
 		_, held := b.local.Touch(d)
 		return held
-	}
+	}, nil
 }
 
 // maxList bounds an answer that is a list of candidates.

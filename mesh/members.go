@@ -365,7 +365,7 @@ func (m *Members) rebuild() {
 		if r.Draining || r.Out {
 			nodes[i].Weight = 0
 		}
-		nodes[i].Leaves = r.Draining
+		nodes[i].Leaves, nodes[i].Out = r.Draining, r.Out
 	}
 	m.ring.Store(ring.New(nodes, m.replicas))
 }

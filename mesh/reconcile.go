@@ -147,8 +147,8 @@ func (p *pass) survey(ctx context.Context) error {
 		if p.moved() {
 			return errMoved
 		}
-		for i := range batch {
-			p.place(&batch[i])
+		if err := p.place(batch); err != nil {
+			return err
 		}
 		p.ask(ctx, batch, p.asksOwners, liveOwners, p.leaving())
 		p.ask(ctx, batch, p.asksAll, p.othersOf, "")
@@ -191,21 +191,44 @@ func (p *pass) name(batch []blob) error {
 	return nil
 }
 
-// place finds out whose v is. Its accountant counts it for the whole mesh and
-// finds out whether it is lost: its first live owner, or whoever comes next.
-func (p *pass) place(v *blob) {
-	v.owners = p.ring.Owners(v.digest)
-	v.owner = owns(v.owners, p.b.id)
+// place finds out whose the blobs of batch are.
+func (p *pass) place(batch []blob) error {
+	ds := make([]digest.Digest, len(batch))
+	for i, v := range batch {
+		ds[i] = v.digest
+	}
+	pinned, err := p.b.pinned(ds)
+	if err != nil {
+		return err
+	}
+	for i := range batch {
+		v := &batch[i]
+		v.owners = p.ring.Owners(v.digest)
+		v.share = len(v.owners)
+		v.accountant = p.accounts(v)
+		if pinned[i] {
+			if k, ok := p.ring.Keeper(v.digest, p.b.zone); ok && !owns(v.owners, k.ID) {
+				v.owners = append(v.owners, k)
+			}
+		}
+		v.owner = owns(v.owners, p.b.id)
+	}
+	return nil
+}
+
+// accounts reports whether this node counts v, whose owners are the ring's yet,
+// for the whole mesh, and finds out whether it is lost: its first live owner
+// does, or whoever comes next.
+func (p *pass) accounts(v *blob) bool {
 	if live := liveOwners(v); len(live) > 0 {
-		v.accountant = live[0].ID == p.b.id
-		return
+		return live[0].ID == p.b.id
 	}
 	for _, n := range p.ring.Rank(v.digest) {
 		if !n.Down {
-			v.accountant = n.ID == p.b.id
-			return
+			return n.ID == p.b.id
 		}
 	}
+	return false
 }
 
 // conclude does what is decided about v, or notes it for later.

@@ -22,11 +22,15 @@ type blob struct {
 	naming
 	lost bool
 
-	owners     []ring.Node
-	owner      bool     // this node is one of them
-	accountant bool     // this node counts it for all
-	has, lacks []string // other members, that said so
+	owners     []ring.Node // those of the ring, then this zone's keeper, where it is another
+	share      int         // how many are the ring's
+	owner      bool        // this node is one of owners
+	accountant bool        // this node counts it for all
+	has, lacks []string    // other members, that said so
 }
+
+// keeps reports whether this node should hold v for its zone's sake alone.
+func (v *blob) keeps() bool { return v.owner && len(v.owners) > v.share }
 
 func owns(owners []ring.Node, id string) bool {
 	return slices.ContainsFunc(owners, func(n ring.Node) bool { return n.ID == id })

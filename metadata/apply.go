@@ -124,6 +124,7 @@ func (s *state) commit(db *pebble.DB, t *tx) error {
 		s.roster.Store(r)
 	}
 	s.publish()
+	s.tellNamed(t.named, t.settingsChanged)
 	if t.membersChanged {
 		s.membersChanged()
 	}
@@ -154,7 +155,11 @@ type tx struct {
 
 	settings        settingSums
 	settingsChanged bool
+
+	named []named // manifests that were stored, or given a tag
 }
+
+type named struct{ repo, digest string }
 
 // begin starts a batch; in raft's goroutine, or without raft.
 func (s *state) begin(db *pebble.DB) *tx {
@@ -255,7 +260,11 @@ func (t *tx) decide(cmd *wire.Command) (decision, error) {
 	case *wire.Command_Unlink:
 		return t.unlink(op.Unlink)
 	case *wire.Command_Manifest:
-		return t.manifest(op.Manifest)
+		o, err := t.manifest(op.Manifest)
+		if err == nil && o.verdict == done {
+			t.named = append(t.named, named{op.Manifest.Repo, op.Manifest.Digest})
+		}
+		return o, err
 	case *wire.Command_Untag:
 		return t.untag(op.Untag)
 	case *wire.Command_Unmanifest:

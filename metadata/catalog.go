@@ -40,6 +40,10 @@ type Config struct {
 	// OnMembers is told the members and settings after each change, from one
 	// goroutine, and once before Open returns. It must not call the Catalog.
 	OnMembers func([]Member, Cluster)
+	// OnNamed, where not nil, is told each manifest that is stored or given a
+	// tag, once this replica has it; and "" where settings, or more than can be
+	// told, may have changed. It must neither block nor call the Catalog.
+	OnNamed func(repo string, d digest.Digest)
 	// Fatal is called at most once, when the disk hangs or fails a sync, or
 	// the log holds what this version does not know: the process must end. It
 	// must not call the Catalog, whose Close may wait for that disk.

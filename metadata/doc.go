@@ -8,8 +8,8 @@
 // proposes commands, wherever it runs, to whoever leads (writes.go,
 // propose.go), and answers reads from local state: at once where the answer
 // cannot change, else after a proof that the state is current (reads.go,
-// readindex.go). It tells those who keep the bytes which are wanted (wanted.go),
-// lets names expire (expire.go), keeps the set of voters right (voters.go) and
+// readindex.go). It tells those who keep the bytes which are wanted (wanted.go)
+// and which images they belong to (homes.go), lets names expire (expire.go), keeps the set of voters right (voters.go) and
 // answers other nodes (peer.go, streams.go).
 //
 // The state (state.go) is what the log has come to: a pebble database that

@@ -205,6 +205,7 @@ func (s *state) swap(name string, db *pebble.DB, l loaded) error {
 	s.step("swapped")
 	s.discard(oldName)
 	s.membersChanged()
+	s.tellNamed(nil, true)
 	if err != nil {
 		s.log.Warn("cannot close the state that a snapshot replaced", "err", err)
 	}

@@ -31,7 +31,9 @@ func standingOp(op *wire.Standing) *wire.Command {
 // Moving its blobs is meant for one machine that will not return, not for a
 // line that is cut. So enough owners stay for the copies that a blob needs, and
 // with them more than half of what all could hold; and of a zone of two or more
-// one stays, even if none of them is there.
+// one stays, even if none of them is there. Who owns nothing by its weight may
+// have to hold what its zone pins: it is put out where another of the zone is
+// there to do so.
 func nextStanding(members []Member, back, gone func(id string) bool, replicas int) (id string, out, ok bool) {
 	owners, weight, whole := 0, uint64(0), uint64(0)
 	zone, zoneOwners := make(map[string]int), make(map[string]int)
@@ -52,6 +54,10 @@ func nextStanding(members []Member, back, gone func(id string) bool, replicas in
 	}
 	for _, m := range members {
 		switch {
+		case m.Weight == 0 && !m.Out && !m.Draining && gone(m.ID) && slices.ContainsFunc(members, func(o Member) bool {
+			return o.Zone == m.Zone && !o.Draining && !gone(o.ID) && back(o.ID)
+		}):
+			return m.ID, true, true
 		case !m.owns() || !gone(m.ID):
 		case owners <= replicas:
 		case 2*(weight-uint64(m.Weight)) <= whole:

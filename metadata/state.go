@@ -16,6 +16,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/hashicorp/raft"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
@@ -46,6 +47,9 @@ type state struct {
 	fs      vfs.FS // the disk's; a test has one that loses what was not synced
 	onFatal func(error)
 	atStep  func(step string) // tests end the process, so to speak, at a step of Restore
+
+	// Set before raft runs, see Config.OnNamed; nil tells nobody.
+	onNamed func(repo string, d digest.Digest)
 
 	// For reads alone: Apply knows no clock.
 	clock   func() time.Time
@@ -291,6 +295,20 @@ func (s *state) onMembers(fn func()) { s.hook.Store(&fn) }
 func (s *state) membersChanged() {
 	if fn := s.hook.Load(); fn != nil {
 		(*fn)()
+	}
+}
+
+// tellNamed tells of manifests that were stored, and with others, that more may
+// have changed than is told. It is called from raft's goroutine.
+func (s *state) tellNamed(manifests []named, others bool) {
+	if s.onNamed == nil {
+		return
+	}
+	for _, m := range manifests {
+		s.onNamed(m.repo, digest.Digest(m.digest))
+	}
+	if others {
+		s.onNamed("", "")
 	}
 }
 

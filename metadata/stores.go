@@ -22,6 +22,7 @@ func (c *Catalog) openStores(fatal func(error)) (*snapshotStore, error) {
 		return nil, err
 	}
 	c.state.clock, c.state.linkAge = c.cfg.Now, c.cfg.Timing.LinkAge
+	c.state.onNamed = c.cfg.OnNamed
 	c.logs.before, c.logs.applied = c.state.sync, c.state.applied
 	c.state.onMembers(func() {
 		wake(c.roster)

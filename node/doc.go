@@ -8,7 +8,9 @@
 // finds the mesh that the node belongs to (join.go; the other side of the
 // conversation is door.go). down is the same in reverse.
 //
-// Work that a node does by itself is a row in passes.go, most of it in heal.go.
+// Work that a node does by itself is a row in passes.go, most of it in heal.go;
+// what its zone is to hold always is in pins.go, and how far that is so in
+// pinstatus.go.
 // What operators ask for is in admin.go and archive.go, how they show that they
 // may in token.go; recover.go is for nodes that are stopped.
 //

@@ -48,7 +48,7 @@ func (n *Node) look(ctx context.Context) seen {
 func (n *Node) lookAtCopies(ctx context.Context) (CopiesStatus, []ZoneTraffic) {
 	h, silent := n.blobs.MeshHealth(ctx)
 	c := CopiesStatus{
-		At: h.At, Blobs: h.Blobs, Short: h.Short, OneZone: h.OneZone, Lost: h.Lost,
+		At: h.At, Blobs: h.Blobs, Short: h.Short, OneZone: h.OneZone, Lost: h.Lost, Unkept: h.Unkept,
 		BytesToMove: h.BytesToMove, TimeToGo: h.TimeToGo,
 	}
 	for _, m := range n.catalog.Members() {

@@ -185,6 +185,7 @@ func (p *parts) healing(count, gauge figure) {
 	gauge("blobs_short", "Of these, blobs with too few copies.", float64(h.Short))
 	gauge("blobs_one_zone", "Of these, blobs whose copies are all in one zone, where there are two.", float64(h.OneZone))
 	gauge("blobs_lost", "Of these, blobs that no member has any more.", float64(h.Lost))
+	gauge("blobs_unkept", "Blobs that this node lacks and is to keep since its zone pins them.", float64(h.Unkept))
 	gauge("repair_bytes", "Bytes of copies that this node has still to make.", float64(h.BytesToMove))
 	gauge("repair_seconds", "Time that this will take.", h.TimeToGo.Seconds())
 	gauge("held_blobs", "Copies here.", float64(h.HeldBlobs))

@@ -146,7 +146,7 @@ func (p *modelPeer) serve(ready chan http.Handler) {
 		Node: p.id, Blobs: slow, Uploads: slow, Catalog: p.catalog, Health: p, Room: p.store.Full, Auth: open,
 		Status:  func(context.Context) any { return nil },
 		Where:   new(Node).Where, // which nobody asks
-		Admin:   api.Admin{Check: func(string) error { return errors.New("nobody") }, Members: nobody{}, Collector: nobody{}, Archive: nobody{}, Checker: nobody{}},
+		Admin:   api.Admin{Check: func(string) error { return errors.New("nobody") }, Members: nobody{}, Collector: nobody{}, Archive: nobody{}, Checker: nobody{}, Pinner: nobody{}},
 		Metrics: http.NotFoundHandler(), Observe: func(api.Served) {}, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -160,6 +160,7 @@ type nobody struct {
 	api.Collector
 	api.Archive
 	api.Checker
+	api.Pinner
 }
 
 func (p *modelPeer) Ready() error                       { return p.catalog.Ready() }

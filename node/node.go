@@ -37,6 +37,7 @@ type Node struct {
 	disk    *disk.Store
 	members *mesh.Members
 	catalog *metadata.Catalog
+	pins    *pins
 	blobs   *mesh.Blobs
 	metrics *metrics
 
@@ -57,7 +58,8 @@ type Node struct {
 	scrubDue  chan struct{} // an operator wants a round now
 	looked    meshLook
 	locating  chan struct{} // a token for each image being located
-	lookAgain *time.Timer   // makes a pass due while this node is being drained
+	pinned    pinsLook
+	lookAgain *time.Timer // makes a pass due while this node is being drained
 
 	fatal   chan error         // what ends the process
 	stop    context.CancelFunc // ends the goroutines below
@@ -83,7 +85,10 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	n := &Node{cfg: cfg, log: cfg.Log, fatal: make(chan error, 1), scrubDue: make(chan struct{}, 1), locating: make(chan struct{}, imagesAtOnce)}
+	n := &Node{
+		cfg: cfg, log: cfg.Log, fatal: make(chan error, 1), scrubDue: make(chan struct{}, 1),
+		locating: make(chan struct{}, imagesAtOnce), pinned: newPinsLook(),
+	}
 	n.stopped = sync.OnceFunc(n.down)
 	var life context.Context
 	life, n.stop = context.WithCancel(context.Background())
@@ -113,9 +118,11 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 	if n.members, err = n.openGossip(ctx); err != nil {
 		return err
 	}
+	n.pins = newPins(n.cfg.Zone, n.log)
 	if n.catalog, err = n.openCatalog(); err != nil {
 		return err
 	}
+	n.pins.catalog = n.catalog
 	if n.blobs, err = n.openBlobs(); err != nil {
 		return err
 	}
@@ -138,6 +145,9 @@ func (n *Node) up(ctx, life context.Context) (err error) {
 			n.log.Warn("the first pushes will make folders as they go", "error", err)
 		}
 	})
+	n.running.Go(func() { n.pins.follow(life, n.blobs.Wake) })
+
+	n.running.Go(func() { n.pins.fetch(life, n.blobs) })
 	n.runPasses(life)
 	return nil
 }

@@ -49,6 +49,7 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 		ZoneRate: zone,
 
 		Names:      names{n.catalog},
+		Pins:       n.pins,
 		CacheSize:  max(cache, 1), // 0 would mean no ceiling
 		RepairRate: repair,
 		Grace:      n.cfg.Unused,
@@ -183,6 +184,7 @@ func (n *Node) openCatalog() (*metadata.Catalog, error) {
 		Client:    n.dialer.client(true),
 		Alive:     n.members.Alive,
 		OnMembers: n.onMembers,
+		OnNamed:   n.pins.heard,
 		Fatal:     n.fail,
 		OutAfter:  n.cfg.OutAfter,
 		TagReads:  metadata.TagReads(n.cfg.TagReads),
@@ -263,7 +265,7 @@ func (n *Node) servePublic() (err error) {
 		Where:   n.Where,
 		Admin: api.Admin{
 			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },
-			Members: n, Collector: n, Archive: n, Checker: n,
+			Members: n, Collector: n, Archive: n, Checker: n, Pinner: n,
 		},
 		Auth:       n.auth,
 		Audit:      audit,

@@ -59,6 +59,7 @@ type CopiesStatus struct {
 	Short       int64         `json:"short"`   // with fewer copies than they should have
 	OneZone     int64         `json:"oneZone"` // whose copies are all in one zone, where there are two
 	Lost        int64         `json:"lost"`    // that no member has any more
+	Unkept      int64         `json:"unkept"`  // that a zone pins and the node that is to keep them there lacks
 	BytesToMove int64         `json:"bytesToMove"`
 	TimeToGo    time.Duration `json:"timeToGo"`         // nanoseconds, for these
 	Silent      []string      `json:"silent,omitempty"` // names of members that did not tell
@@ -202,6 +203,9 @@ func notes(s Status) (lines []string) {
 			line += fmt.Sprintf("; %.1f GiB to move, %s to go", float64(c.BytesToMove)/(1<<30), c.TimeToGo.Round(time.Second))
 		}
 		lines = append(lines, line)
+	}
+	if c.Unkept > 0 {
+		lines = append(lines, fmt.Sprintf("%d pinned blobs are not where their zone keeps them; flotilla pin status says more", c.Unkept))
 	}
 	if c.OneZone > 0 {
 		lines = append(lines, fmt.Sprintf("%d blobs have all copies in one zone", c.OneZone))

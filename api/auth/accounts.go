@@ -57,6 +57,10 @@ func CheckAccountName(name string) error {
 	return nil
 }
 
+func nameRune(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-'
+}
+
 // accountRecord is an account as the mesh keeps it.
 type accountRecord struct {
 	Kind    Kind      `json:"kind"`

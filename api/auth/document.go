@@ -186,13 +186,13 @@ func (c *checker) rule(at string, r Rule) {
 
 func (c *checker) repository(text string) error {
 	c.patterns++
-	_, err := parsePattern(text)
+	_, err := oci.ParsePattern(text)
 	return err
 }
 
 func (c *checker) tag(text string) error {
 	c.patterns++
-	return checkTagPattern(text)
+	return oci.CheckTagPattern(text)
 }
 
 // rate takes no NaN: it compares with nothing.

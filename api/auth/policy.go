@@ -7,13 +7,15 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
 // policy is a Document made ready to be asked. The zero value allows nobody
 // anything, but administrators all.
 type policy struct {
 	rules     []rule
-	anonymous []pattern
+	anonymous []oci.Pattern
 	immutable []immutable
 	broken    bool // the document is not understood
 }
@@ -21,13 +23,13 @@ type policy struct {
 type rule struct {
 	everyone     bool // every account
 	who          map[string]bool
-	repositories []pattern
+	repositories []oci.Pattern
 	allow        Action
 	whole        bool // for all repositories, and so for the mesh
 }
 
 type immutable struct {
-	repositories []pattern
+	repositories []oci.Pattern
 	tags, except []string
 }
 
@@ -82,14 +84,19 @@ func compile(d Document) *policy {
 	return p
 }
 
-func patterns(texts []string) []pattern {
-	var out []pattern
+func patterns(texts []string) []oci.Pattern {
+	var out []oci.Pattern
 	for _, text := range texts {
-		if p, err := parsePattern(text); err == nil { // Check has seen them all
+		if p, err := oci.ParsePattern(text); err == nil { // Check has seen them all
 			out = append(out, p)
 		}
 	}
 	return out
+}
+
+// matchAny reports whether any of the patterns matches a name's components.
+func matchAny(patterns []oci.Pattern, name []string) bool {
+	return slices.ContainsFunc(patterns, func(p oci.Pattern) bool { return p.Match(name) })
 }
 
 func (r *rule) fits(name string) bool { return r.everyone || r.who[name] }
@@ -107,7 +114,7 @@ func (p *policy) allowed(name string, admin bool, repo string) Action {
 	if admin {
 		return inRepository | Admin
 	}
-	parts := components(repo)
+	parts := oci.Components(repo)
 	var act Action
 	if name != "" {
 		act = p.ruled(name, parts) | p.administers(name)
@@ -153,16 +160,16 @@ func (a *Authority) HasImmutable(repo string) bool {
 	if err != nil || s.policy.broken {
 		return true
 	}
-	parts := components(repo)
+	parts := oci.Components(repo)
 	return parts == nil || slices.ContainsFunc(s.policy.immutable, func(im immutable) bool { return matchAny(im.repositories, parts) })
 }
 
 func (p *policy) immutableTag(repo, tag string) bool {
-	parts := components(repo)
+	parts := oci.Components(repo)
 	if p.broken || parts == nil {
 		return true
 	}
-	matches := func(pattern string) bool { return matchText(pattern, tag) }
+	matches := func(pattern string) bool { return oci.MatchTag(pattern, tag) }
 	for _, im := range p.immutable {
 		if matchAny(im.repositories, parts) && slices.ContainsFunc(im.tags, matches) && !slices.ContainsFunc(im.except, matches) {
 			return true

@@ -38,7 +38,7 @@ func run(ctx context.Context, args []string) int {
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.AddCommand(serveCommand(), devCommand(), statusCommand(), whereCommand(),
-		drainCommand(), removeCommand(), gcCommand(), userCommand(), robotCommand(), applyCommand(), getCommand(), logoutCommand(),
+		drainCommand(), removeCommand(), gcCommand(), pinCommand(), userCommand(), robotCommand(), applyCommand(), getCommand(), logoutCommand(),
 		backupCommand(), restoreCommand(), recoverCommand(),
 		benchCommand(), versionCommand())
 	root.Args = func(_ *cobra.Command, args []string) error {

@@ -21,6 +21,7 @@ type Node struct {
 	Weight uint32 // share of the blobs it owns; 0 owns none
 	Down   bool   // seen down by gossip: it still owns, but is asked last
 	Leaves bool   // it hands over all it holds: no copy there counts for long
+	Out    bool   // it was away for long: others do what it did
 }
 
 // Source is a node to ask for a blob.
@@ -131,6 +132,18 @@ func (r *Ring) Head(d digest.Digest, zone string) []Node {
 		}
 	}
 	return nodes
+}
+
+// Keeper returns the node of zone that keeps d where the zone pins it: the first
+// that leads it and neither leaves nor is out. Where it owns d, the zone has what
+// it wants.
+func (r *Ring) Keeper(d digest.Digest, zone string) (Node, bool) {
+	for _, n := range r.Head(d, zone) {
+		if !n.Leaves && !n.Out {
+			return n, true
+		}
+	}
+	return Node{}, false
 }
 
 // Sources returns all nodes but self, which is in zone, in the order in which

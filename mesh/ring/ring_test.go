@@ -91,6 +91,50 @@ func TestRankLeavesOutWeightless(t *testing.T) {
 	}
 }
 
+// TestKeeper: who leads the zone keeps what it pins, an owner where there is one,
+// and the next where that one leaves or is out. Being down changes nothing.
+func TestKeeper(t *testing.T) {
+	members := nodes(8, "a", "b")
+	for i := range members {
+		if members[i].Zone == "b" {
+			members[i].Weight = 0
+		}
+	}
+	for i := range 50 {
+		d := blob(i)
+		r := New(members, 3)
+		head := r.Head(d, "b")
+		k, ok := r.Keeper(d, "b")
+		if !ok || k.ID != head[0].ID {
+			t.Fatalf("keeper %v, of %v", k, head)
+		}
+		if k, ok := r.Keeper(d, "a"); !ok || k.ID != r.Owners(d)[0].ID {
+			t.Fatalf("keeper %v in the zone of the owners", k)
+		}
+		changed := slices.Clone(members)
+		of := func(n Node) *Node {
+			return &changed[slices.IndexFunc(changed, func(m Node) bool { return m.ID == n.ID })]
+		}
+		of(head[0]).Down = true
+		if k, _ := New(changed, 3).Keeper(d, "b"); k.ID != head[0].ID {
+			t.Fatal("another keeper while the first is down")
+		}
+		of(head[0]).Leaves, of(head[1]).Out = true, true
+		if k, _ := New(changed, 3).Keeper(d, "b"); k.ID != head[2].ID {
+			t.Fatalf("keeper %v after the first two of %v", k, head)
+		}
+		for _, n := range head {
+			of(n).Leaves = true
+		}
+		if _, ok := New(changed, 3).Keeper(d, "b"); ok {
+			t.Fatal("a keeper among nodes that leave")
+		}
+		if _, ok := r.Keeper(d, "nowhere"); ok {
+			t.Fatal("a keeper in no zone")
+		}
+	}
+}
+
 // TestHead: the owners lead their zone in the order of their ranks, whoever is
 // its gateway.
 func TestHead(t *testing.T) {

@@ -1,4 +1,4 @@
-package auth
+package oci
 
 import (
 	"errors"
@@ -6,47 +6,45 @@ import (
 	"strings"
 )
 
-// The longest patterns taken: as long as what they are compared with.
-const (
-	maxRepositoryPattern = 255
-	maxTagPattern        = 128
-)
+// maxTag bounds a tag, and a pattern of tags.
+const maxTag = 128
 
-// pattern matches repository names: "*" is any run of characters within one
+// Pattern matches repository names: "*" is any run of characters within one
 // component, "**" as a component any number of components, none included. So
-// "team/**" is team, team/a and team/a/b; "team/*" is team/a alone.
-type pattern struct {
+// "team/**" is team, team/a and team/a/b; "team/*" is team/a alone. The zero
+// value matches nothing.
+type Pattern struct {
 	parts []string
 }
 
-// parsePattern reads a pattern. One that could match no repository, or could be
-// read in two ways, is an error.
-func parsePattern(text string) (pattern, error) {
-	if len(text) > maxRepositoryPattern {
-		return pattern{}, fmt.Errorf("longer than %d characters", maxRepositoryPattern)
+// ParsePattern reads a pattern, which is no longer than a name may be. One that
+// could match no repository, or could be read in two ways, is an error.
+func ParsePattern(text string) (Pattern, error) {
+	if len(text) > maxName {
+		return Pattern{}, fmt.Errorf("longer than %d characters", maxName)
 	}
 	parts := strings.Split(text, "/")
 	for _, part := range parts {
 		switch {
 		case part == "":
-			return pattern{}, errors.New("a component is empty")
+			return Pattern{}, errors.New("a component is empty")
 		case part != "**" && strings.Contains(part, "**"):
-			return pattern{}, errors.New("** stands for whole components, and so alone between slashes")
+			return Pattern{}, errors.New("** stands for whole components, and so alone between slashes")
 		case strings.ContainsFunc(part, func(r rune) bool { return r != '*' && !nameRune(r) }):
-			return pattern{}, errors.New("names have lower-case letters, digits, . _ and - only")
+			return Pattern{}, errors.New("names have lower-case letters, digits, . _ and - only")
 		}
 	}
-	return pattern{parts}, nil
+	return Pattern{parts}, nil
 }
 
 func nameRune(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-'
 }
 
-// components splits the name of a repository; nil where it can be none, so
-// that no pattern matches it. It asks for less than the grammar, which callers
-// have checked: it is here so that a slip of theirs opens nothing.
-func components(repo string) []string {
+// Components splits the name of a repository for Match; nil where it can be
+// none, so that no pattern matches it. It asks for less than the grammar, which
+// callers have checked: it is here so that a slip of theirs opens nothing.
+func Components(repo string) []string {
 	parts := strings.Split(repo, "/")
 	for _, part := range parts {
 		if part == "" || part[0] == '.' || strings.ContainsFunc(part, func(r rune) bool { return !nameRune(r) }) {
@@ -56,16 +54,16 @@ func components(repo string) []string {
 	return parts
 }
 
-// match reports whether the pattern matches a name's components.
-func (p pattern) match(name []string) bool {
+// Match reports whether the pattern matches a name's components.
+func (p Pattern) Match(name []string) bool {
 	return len(name) > 0 && glob(len(p.parts), len(name),
 		func(i int) bool { return p.parts[i] == "**" },
-		func(i, j int) bool { return matchText(p.parts[i], name[j]) })
+		func(i, j int) bool { return MatchTag(p.parts[i], name[j]) })
 }
 
-// matchText reports whether a pattern whose "*" is any run of characters
+// MatchTag reports whether a pattern whose "*" is any run of characters
 // matches all of text.
-func matchText(pattern, text string) bool {
+func MatchTag(pattern, text string) bool {
 	if !strings.Contains(pattern, "*") {
 		return pattern == text
 	}
@@ -101,22 +99,12 @@ func glob(n, m int, star func(i int) bool, fits func(i, j int) bool) bool {
 	return i == n
 }
 
-// matchAny reports whether any of the patterns matches a name's components.
-func matchAny(patterns []pattern, name []string) bool {
-	for _, p := range patterns {
-		if p.match(name) {
-			return true
-		}
-	}
-	return false
-}
-
-// checkTagPattern returns nil for a pattern of tags, in which "*" is any run of
-// characters.
-func checkTagPattern(text string) error {
+// CheckTagPattern returns nil for a pattern of tags, in which "*" is any run of
+// characters; it is no longer than a tag may be.
+func CheckTagPattern(text string) error {
 	switch {
-	case text == "" || len(text) > maxTagPattern:
-		return fmt.Errorf("not 1 to %d characters", maxTagPattern)
+	case text == "" || len(text) > maxTag:
+		return fmt.Errorf("not 1 to %d characters", maxTag)
 	case strings.Contains(text, "**"):
 		return errors.New("** is for repositories; tags have no components")
 	case strings.ContainsFunc(text, func(r rune) bool {
