@@ -12,8 +12,10 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 # Name, pulling hosts, Mbit/s of each host, MiB, layers, seconds between starts, fault, sites of hosts ("-": one), Mbit/s
-# between sites; then what must hold: slowest, bytes out of the seed, all bytes out per host, first byte, each line; for
-# idle, where nobody pulls, that is kbit/s over the line for each node of the site.
+# between sites; then what must hold: slowest, bytes out of the seed, all bytes out per host, first byte, each line. The
+# fault "gateway" kills the node of the last site that takes the image over the line; "copies" is none: all nodes own
+# blobs, three copies of each, and what their push sends counts too;
+# "idle" is nobody's pull, and its line is kbit/s for each node of the site.
 runs='
 n2        2 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
 n4        4 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
@@ -25,11 +27,15 @@ killed    8 100 64 1 0 kill -   -   1.35 -    -    -    -
 slow      8 100 64 1 0 slow -   -   1.25 -    -    -    -
 sites2    7 100 32 1 0 -    4,4 20  1.08 -    -    -    1.06
 sites3   11 100 32 1 0 -    4,4,4 20 1.08 -   -    -    1.06
+gone2     7 100 32 1 0 gateway 4,4 20 -   -   -    -    1.11
+gone3    11 100 32 1 0 gateway 4,4,4 20 - -   -    -    1.11
+push2     7 100 32 1 0 copies 4,4 20 -    -   -    -    1.06
+push3    11 100 32 1 0 copies 4,4,4 20 -  -   -    -    1.06
 cut       7 100 32 1 0 cut  4,4 20  5.90 -    -    -    1.08
 idle     11 100 0  0 0 idle 4,4,4 20 -   -    -    -    8
 '
 lab=flotilla-lab-$$
-hosts=() # h0 is the seed: it alone owns blobs
+hosts=() # h0 is the seed: it alone owns blobs, but for "copies"
 
 trap 'status=$?; lab_down; (exit $status); cleanup' EXIT
 
@@ -92,12 +98,13 @@ lab_down() {
   site_names=()
 }
 
-# nodes_up: a node on each host. The first founds and owns all blobs.
+# nodes_up: a node on each host. The first founds, and owns all blobs unless all do.
 nodes_up() {
   local host flags
   for host in "${hosts[@]}"; do
-    flags=(--join "$(address h0):5002" --secret-file "$work/data/h0/mesh.secret" --weight 0)
-    [[ $host != h0 ]] || flags=(--replicas 1)
+    flags=(--join "$(address h0):5002" --secret-file "$work/data/h0/mesh.secret")
+    [[ $host != h0 ]] || flags=()
+    [[ $fault == copies ]] || if [[ $host == h0 ]]; then flags=(--replicas 1); else flags+=(--weight 0); fi
     spawn "$host" ip netns exec "$lab-$host" "$flotilla" serve --name "$host" --data "$work/data/$host" --listen :5000 \
       --peer-listen :5001 --gossip-listen :5002 --advertise "$(address "$host")" --zone "site${site_of[$host]}" "${flags[@]}"
     [[ $host != h0 ]] || await 30 on h0 curl -sf http://127.0.0.1:5000/readyz || die "the seed is not ready"
@@ -139,6 +146,15 @@ counters() {
   for device in ${lines[@]+"${lines[@]}"}; do echo "$device $(wire "$lab-core" "$device")"; done
 }
 
+# gateway: the host of the last site that got most bytes from the seed.
+gateway() {
+  local host
+  for host in "${hosts[@]}"; do
+    [[ ${site_of[$host]} == "${site_of[h$n]}" ]] || continue
+    echo "$(on "$host" ss -tniH dst "$(address h0)" | grep -o 'bytes_received:[0-9]*' | awk -F : '{ n += $2 } END { print n + 0 }') $host"
+  done | sort -n | awk 'END { print $2 }'
+}
+
 # measure: one round of the run that is set. Prints slowest, median, seed out, all out per puller, first byte, busiest line.
 measure() {
   local start at host i=0 failed=0 bytes=$((mib * 1048576)) limit victim=- status
@@ -146,10 +162,11 @@ measure() {
   lab_up
   [[ $fault != slow ]] || { shape "$lab-$victim" eth0 "$((rate / 4))" && shape "$lab-core" "p$victim" "$((rate / 4))"; }
   nodes_up
+  counters >"$work/before"
   push_image
   limit=$(awk -v b="$bytes" -v r="$([[ $thin == - ]] && echo "$rate" || echo "$thin")" 'BEGIN { print b * 8 / r / 1e6 }')
   rm -f "$work"/pull.*
-  counters >"$work/before"
+  [[ $fault == copies ]] || counters >"$work/before"
   start=$(($(date +%s%N) + 1000000000 + 40000000 * n))
   for host in "${hosts[@]:1}"; do
     at=$((start + i++ * gap * 1000000000))
@@ -157,6 +174,7 @@ measure() {
   done
   [[ $fault == - ]] || sleep "$(awk -v s="$start" -v n="$(date +%s%N)" -v l="$limit" 'BEGIN { print (s - n) / 1e9 + l / 2 }')"
   case $fault in
+  gateway) victim=$(gateway) && end "$victim" KILL || true ;;
   kill) end "$victim" KILL || true ;;
   cut) cut_lines 60 ;;
   esac
