@@ -21,9 +21,14 @@ import (
 // one of these. What they refuse has touched nothing, and the answer is the
 // same whether or not the thing asked for exists.
 //
-//	may       who may do something to the repository in the path
-//	entered   who shows an account or a token, whatever it may do
-//	operator  who holds the mesh's secret, or an account that may administer
+//	may         who may do something to the repository that is named
+//	entered     who shows an account or a token, whatever it may do
+//	known       entered, as far as this node knows by itself
+//	seen        whoever it is: each sees another part
+//	operator    who holds the mesh's secret, or an account that may administer
+//	orOperator  the operator, beside those whom another of these lets in
+//	member      who is known, or the operator
+//	uploading   within may, who does not send too many blobs already
 
 // visit is what is known of whoever sent a request. It is written once, by the
 // wrapper, and read when the request is over.
@@ -53,11 +58,7 @@ func (s *server) may(act auth.Action, h handler) handler {
 		v.allowed = func() error {
 			return s.challenge(w, r, s.Auth.Allow(v.who, repo, act), scope(repo, act))
 		}
-		err := s.Auth.Prove(r.Context(), act&(auth.Pull|auth.List) == 0)
-		if err == nil {
-			err = s.identify(v, w, r, name)
-		}
-		if err != nil {
+		if err := s.proven(v, w, r, name, act&(auth.Pull|auth.List) == 0); err != nil {
 			return s.challenge(w, r, err, scope(repo, act))
 		}
 		if err := v.allowed(); err != nil {
@@ -154,11 +155,7 @@ func (s *server) orOperator(h, others handler) handler {
 // seen is for what shows each account another part of itself.
 func (s *server) seen(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		v := visitOf(r)
-		if err := s.Auth.Prove(r.Context(), false); err != nil {
-			return err
-		}
-		if err := s.identify(v, w, r, auth.List.String()); err != nil {
+		if err := s.proven(visitOf(r), w, r, auth.List.String(), false); err != nil {
 			return s.challenge(w, r, err, auth.Scope{})
 		}
 		return h(w, r)
@@ -179,13 +176,10 @@ func (s *server) operator(h handler) handler {
 			v.name = "operator"
 			return h(w, r)
 		}
-		err := s.Auth.Prove(r.Context(), true)
-		if err == nil {
-			err = s.identify(v, w, r, v.action)
-		}
 		v.allowed = func() error { return s.challenge(w, r, s.Auth.Allow(v.who, "", auth.Admin)) }
+		err := s.proven(v, w, r, v.action, true)
 		if err == nil {
-			err = v.allowed()
+			err = s.Auth.Allow(v.who, "", auth.Admin)
 		}
 		if errors.Is(err, oci.ErrUnauthorized) && r.Header.Get("Authorization") == "" {
 			err = oci.ErrUnauthorized.Because("this needs the token that flotilla makes of the mesh's secret, or an administrator's password")
@@ -202,6 +196,15 @@ func (s *server) operator(h handler) handler {
 func operatorToken(r *http.Request) (string, bool) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	return token, ok && strings.Count(token, ".") == 1
+}
+
+// proven is identify by a node that may judge requests, see auth.Prove: change
+// says that r asks for one.
+func (s *server) proven(v *visit, w http.ResponseWriter, r *http.Request, action string, change bool) error {
+	if err := s.Auth.Prove(r.Context(), change); err != nil {
+		return err
+	}
+	return s.identify(v, w, r, action)
 }
 
 // identify finds out who sent r, and whether they ask too often.
@@ -224,7 +227,7 @@ func (s *server) admitted(v *visit, w http.ResponseWriter, r *http.Request) erro
 // challenge has the answer say how to show who one is, where that may help.
 func (s *server) challenge(w http.ResponseWriter, r *http.Request, err error, scopes ...auth.Scope) error {
 	if errors.Is(err, oci.ErrUnauthorized) {
-		w.Header().Set("WWW-Authenticate", s.Auth.Challenge(r, scopes...))
+		w.Header().Set("WWW-Authenticate", s.Auth.Challenge(r, err, scopes...))
 	}
 	return err
 }

@@ -164,8 +164,8 @@ func keepPace(r *http.Request, size int64) {
 	}
 }
 
-// Read waits at most idle for the next bytes, and not beyond until. That it ended early is an
-// ErrUploadInvalid.
+// Read waits at most idle for the next bytes, and not beyond until. That it ended
+// early is an ErrUploadInvalid.
 func (b *body) Read(p []byte) (int, error) {
 	next := time.Now().Add(b.idle)
 	if !b.until.IsZero() && b.until.Before(next) {

@@ -33,14 +33,26 @@ func (c *fileCatcher) ReadFrom(src io.Reader) (int64, error) {
 	return io.Copy(c.ResponseRecorder, src)
 }
 
+// blobFile returns an open file of so many bytes, a multiple of 16, and these.
+// http.ServeContent begins at the start of it however often it is served.
+func blobFile(t *testing.T, size int64) (*os.File, []byte) {
+	t.Helper()
+	content := bytes.Repeat([]byte("0123456789abcdef"), int(size/16))
+	file, err := os.Create(filepath.Join(t.TempDir(), "blob"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = file.Close() })
+	if _, err := file.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	return file, content
+}
+
 // TestFilesReachSendfile: net/http hands a body to sendfile only as an *os.File
 // in an io.LimitedReader, and this must be what arrives there.
 func TestFilesReachSendfile(t *testing.T) {
-	content := bytes.Repeat([]byte("0123456789abcdef"), (2*fileStride+stride/2)/16)
-	path := filepath.Join(t.TempDir(), "blob")
-	if err := os.WriteFile(path, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	file, content := blobFile(t, 2*fileStride+stride/2)
 	for name, row := range map[string]struct {
 		rangeHeader string
 		want        []byte
@@ -50,11 +62,6 @@ func TestFilesReachSendfile(t *testing.T) {
 		"range": {"bytes=16-31", content[16:32], []int64{16}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			file, err := os.Open(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer file.Close()
 			r := httptest.NewRequest("GET", "/", nil)
 			r.Header.Set("Range", row.rangeHeader)
 			under := &fileCatcher{ResponseRecorder: httptest.NewRecorder()}
@@ -90,11 +97,7 @@ func (s slowTaker) ReadFrom(src io.Reader) (int64, error) {
 // gets all of it, one that takes less is dropped. A write that TLS cut off
 // cannot be taken up again, so that a stride is all that it is given.
 func TestSlowTaker(t *testing.T) {
-	content := bytes.Repeat([]byte("0123456789abcdef"), (fileStride+stride)/16)
-	path := filepath.Join(t.TempDir(), "blob")
-	if err := os.WriteFile(path, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	file, content := blobFile(t, fileStride+stride)
 	for name, row := range map[string]struct {
 		takes int64
 		tls   *tls.ConnectionState
@@ -108,11 +111,6 @@ func TestSlowTaker(t *testing.T) {
 		"TLS, less":   {stride - 1, new(tls.ConnectionState), stride - 1, os.ErrDeadlineExceeded},
 	} {
 		t.Run(name, func(t *testing.T) {
-			file, err := os.Open(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer file.Close()
 			r := httptest.NewRequest("GET", "/", nil)
 			r.TLS = row.tls
 			under := slowTaker{httptest.NewRecorder(), row.takes}

@@ -34,6 +34,9 @@ type Local interface {
 	// outlives ctx, and whoever reads it. When the whole turns out wrong, it
 	// calls Lied on each body that has that method and had a part in it.
 	Fill(ctx context.Context, d digest.Digest, src func(ctx context.Context, off int64) (io.ReadCloser, int64, error)) (io.ReadSeekCloser, int64, error)
+	// Obtain has d held durably when it returns nil: by the running download of
+	// d, or by one that it starts from src as Fill does.
+	Obtain(ctx context.Context, d digest.Digest, src func(ctx context.Context, off int64) (io.ReadCloser, int64, error)) error
 	// Follow returns a growing copy that has more than ahead bytes now; for
 	// ahead below 0 one that may have none, once its size is known.
 	Follow(ctx context.Context, d digest.Digest, ahead int64) (io.ReadSeekCloser, int64, bool)
@@ -71,6 +74,10 @@ type BlobsConfig struct {
 	// full; and it must bound dialling.
 	Client   *http.Client
 	Patience Patience // fields of 0 take their defaults
+	// ZoneRate is the bytes a second that all nodes of this zone together let
+	// in from each other zone, as far as this node decides it, see rates; 0
+	// means no limit.
+	ZoneRate int64
 	Log      *slog.Logger
 
 	// What follows is for Reconcile, which without Names does nothing.
@@ -121,11 +128,14 @@ type Blobs struct {
 	patience Patience
 	log      *slog.Logger
 	stats    counters
+	traffic  traffic
+	rates    rates
 	placing  chan struct{} // a token for each blob being placed
 	silent   sync.Map      // node that gave no answer -> time of that; as many as there are members
 	distrust distrust
 	crew     crew
 	brigade  brigade
+	inbound  inbound
 	buffers  *sync.Pool
 
 	names         Names
@@ -137,7 +147,7 @@ type Blobs struct {
 	listing       chan struct{} // and one for its rehearsal
 	due           chan struct{}
 	nudged        atomic.Pointer[time.Time] // when another member last made a pass due
-	repairing     sync.Map                  // digest of a blob being fetched -> *atomic.Bool: a client waits
+	mending       sync.Map                  // digest of a blob being sent at the pace of repairs -> *atomic.Bool: a client waits
 	pace          *rate.Limiter             // of all repairs
 	report        report
 }
@@ -149,6 +159,7 @@ func NewBlobs(cfg BlobsConfig) *Blobs {
 		patience: cfg.Patience.orDefaults(), log: cfg.Log,
 		placing: make(chan struct{}, maxPlacing),
 		brigade: newBrigade(cfg.ID),
+		rates:   newRates(cfg.ZoneRate),
 		buffers: &sync.Pool{New: func() any { return new([copyBuffer]byte) }},
 
 		names: cfg.Names, pins: cfg.Pins, cacheSize: cfg.CacheSize, started: time.Now(),
@@ -174,8 +185,8 @@ func (b *Blobs) Open(ctx context.Context, d digest.Digest) (io.ReadSeekCloser, i
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
+	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, true).source)
 	b.hurry(d)
-	f, size, err = b.local.Fill(ctx, d, b.newHunt(d, true).next)
 	if errors.Is(err, oci.ErrDiskFull) {
 		b.Wake()
 		f, size, err = b.passThrough(ctx, d)

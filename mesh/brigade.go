@@ -77,8 +77,10 @@ type spot struct {
 	named    chan struct{} // closed once place is known, or that there is none
 	from     string        // the neighbour, "" outside the line
 	left     string        // the one that did not serve, until the head knows
+	early    bool          // which is alive and lacks the next byte
 	moveTo   string        // the neighbour that the head wants instead
 	body     io.Closer     // what is being read
+	source   string        // who sends it
 	stepped  time.Time
 	stepping bool
 }
@@ -121,7 +123,7 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 	doubts := h.b.distrust.of(h.digest)
 	for range namings {
 		head := h.b.id
-		if h.client {
+		if h.asks {
 			head = h.b.head(h.digest)
 		}
 		node := h.moved()
@@ -140,13 +142,16 @@ func (h *hunt) take(ctx context.Context, off int64) (io.ReadCloser, error) {
 		if node == "" || node == h.b.id {
 			break
 		}
+		early := false
 		if doubts[node].IsZero() && h.b.mayFollow(node) {
-			if body, err := h.get(ctx, question{node: node, off: off, gateway: node == head && off == 0, place: h.spot.place}); err == nil {
+			body, err := h.get(ctx, question{node: node, off: off, gateway: node == head && off == 0, place: h.spot.place})
+			if err == nil {
 				return body, nil
 			}
+			early = errors.Is(err, oci.ErrBlobUnknown)
 		}
 		h.spot.mu.Lock()
-		h.spot.from, h.spot.left = "", node
+		h.spot.from, h.spot.left, h.spot.early = "", node, early
 		h.spot.mu.Unlock()
 		if node == head || ctx.Err() != nil {
 			break
@@ -175,7 +180,7 @@ func (h *hunt) join(ctx context.Context, off int64) {
 	defer h.spot.mu.Unlock()
 	h.spot.request = oci.RequestID(ctx)
 	if h.spot.moveTo == "" && h.spot.from != "" {
-		h.spot.left, h.spot.from = h.spot.from, ""
+		h.spot.left, h.spot.from, h.spot.early = h.spot.from, "", false
 	}
 }
 
@@ -202,7 +207,7 @@ func (h *hunt) moved() string {
 // name asks head for a neighbour.
 func (h *hunt) name(ctx context.Context, head string, off int64) (turn, error) {
 	h.spot.mu.Lock()
-	s := step{Node: h.b.id, Place: h.spot.place, At: off, Left: h.spot.left, Ask: true}
+	s := step{Node: h.b.id, Place: h.spot.place, At: off, Left: h.spot.left, Early: h.spot.early, Ask: true}
 	h.spot.mu.Unlock()
 	for node := range h.b.distrust.of(h.digest) {
 		s.Doubts = append(s.Doubts, node)
@@ -279,7 +284,17 @@ func (b *Blobs) sayStep(ctx context.Context, head string, d digest.Digest, s ste
 	return t, err
 }
 
-// serveStep answers a node of this zone that takes this one for the head.
+// callerKey is the key of the context's value that WithCaller adds.
+type callerKey struct{}
+
+// WithCaller returns a context for a request to PeerHandler that says which
+// node, by its UUID, is proved to have sent it. Without that nobody is in line.
+func WithCaller(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, callerKey{}, id)
+}
+
+// serveStep answers a node of this zone that takes this one for the head. A node
+// speaks for itself alone, whatever name it gives.
 func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
 	d, err := oci.ParseDigest(r.PathValue("digest"))
 	if err != nil {
@@ -289,6 +304,7 @@ func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
 	if err := json.NewDecoder(io.LimitReader(r.Body, maxAnswer)).Decode(&s); err != nil {
 		return oci.ErrUnsupported.Because("a step that cannot be read")
 	}
+	s.Node, _ = r.Context().Value(callerKey{}).(string)
 	if n, known := b.members.Ring().Node(s.Node); !known || n.Zone != b.zone || s.Node == b.id || s.At < 0 {
 		return oci.ErrUnsupported.Because("%.40q is in no line of this zone", s.Node)
 	}
@@ -313,37 +329,39 @@ func parsePlace(s string) (int64, error) {
 	return place, nil
 }
 
-// follow opens the copy of d that grows here for a node that has off bytes of
-// it. One that has none may wait for the first behind those before it in line.
-func (b *Blobs) follow(ctx context.Context, d digest.Digest, off, place int64) (io.ReadSeekCloser, int64, bool) {
-	if off == 0 && place > 0 {
-		if h := b.brigade.hunt(d); h != nil && h.spot.before(ctx, place) {
-			return b.local.Follow(ctx, d, -1)
+// follow opens the copy that grows here for a node that has some bytes of it.
+// One that has none may wait for the first behind those before it in line.
+func (b *Blobs) follow(ctx context.Context, q question) (io.ReadSeekCloser, int64, bool) {
+	if q.off == 0 && q.place > 0 {
+		if h := b.brigade.hunt(q.digest); h != nil && h.spot.before(ctx, q.place) {
+			return b.local.Follow(ctx, q.digest, -1)
 		}
 	}
-	return b.local.Follow(ctx, d, off)
+	return b.local.Follow(ctx, q.digest, q.off)
 }
 
-// fillFor joins or begins the download of d for a node of the zone that takes
-// this one for the head, and waits for its first byte as long as that node
+// fillFor joins or begins the download of a blob for a node of the zone that
+// takes this one for the head, and waits for its first byte as long as that node
 // stands behind it in line.
-func (b *Blobs) fillFor(ctx context.Context, d digest.Digest, place int64) (io.ReadSeekCloser, int64, error) {
+func (b *Blobs) fillFor(ctx context.Context, q question) (io.ReadSeekCloser, int64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
-	if place > 0 { // else nobody waits for the asker
+	if q.place > 0 { // else nobody waits for the asker
 		watching.Go(func() {
-			if h := b.brigade.await(ctx, d); h != nil && !h.spot.before(ctx, place) {
+			if h := b.brigade.await(ctx, q.digest); h != nil && !h.spot.before(ctx, q.place) {
 				cancel()
 			}
 		})
 	}
-	f, size, err := b.local.Fill(ctx, d, b.newHunt(d, false).next)
+	own := b.newHunt(q.digest, false)
+	own.repair, own.cause = q.repair, q.cause
+	f, size, err := b.local.Fill(ctx, q.digest, own.source)
 	cancel()
 	watching.Wait()
 	return f, size, err
 }
 
-// tell reports how far the download is, at most twice a second; the head may
+// tell reports how far the download is, at most four times a second; the head may
 // answer with another neighbour. done is said once, however short ago the last step.
 func (h *hunt) tell(done bool) {
 	s := &h.spot

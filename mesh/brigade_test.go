@@ -2,6 +2,7 @@ package mesh_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -300,4 +301,80 @@ func TestSmallBlob(t *testing.T) {
 		t.Error("the head was told of the small one's end")
 	}
 	c.nodes[2].mustRead(t, small)
+}
+
+// TestSpeaksForItself: what a node says in the name of another is its own word.
+// Who is not proved to be anybody is not heard.
+func TestSpeaksForItself(t *testing.T) {
+	c := newCluster(t, option{replicas: 1}, "a", "-a", "-a", "-a")
+	head, liar, other, asker := c.nodes[0], c.nodes[1], c.nodes[2], c.nodes[3]
+	d := digest.FromString("a blob")
+	say := func(caller, step string) (status int, from string) {
+		client := c.client(caller)
+		defer client.CloseIdleConnections()
+		resp, err := client.Post("https://"+head.id+"/blobs/"+d.String()+"/line", "application/json", strings.NewReader(step))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var turn struct{ From string }
+		_ = json.NewDecoder(resp.Body).Decode(&turn) // an error has another form
+		return resp.StatusCode, turn.From
+	}
+	if status, _ := say("", `{"node":"`+other.id+`","at":9,"done":true}`); status != http.StatusBadRequest {
+		t.Errorf("nobody's step: status %d", status)
+	}
+	if status, _ := say(liar.id, `{"node":"`+other.id+`","at":9,"done":true}`); status != http.StatusOK {
+		t.Errorf("a step: status %d", status)
+	}
+	if _, from := say(asker.id, `{"node":"`+asker.id+`","at":1,"ask":true}`); from != liar.id {
+		t.Errorf("named %q, want %s, who alone said something", from, liar.id)
+	}
+}
+
+// TestStoppedNeighbour: a neighbour that does not say that it is alive is left
+// as soon as any node is that gives no answer; one that says so is waited for.
+func TestStoppedNeighbour(t *testing.T) {
+	const answer = 2 * time.Second
+	for name, row := range map[string]struct {
+		before func(w http.ResponseWriter, r *http.Request) // the answer
+		asked  int                                          // how often the head is
+	}{
+		"stopped": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, 2},
+		"waiting": {func(w http.ResponseWriter, _ *http.Request) {
+			for began := time.Now(); time.Since(began) < 2*answer; {
+				w.WriteHeader(http.StatusProcessing)
+				<-time.After(answer / 20)
+			}
+		}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, option{replicas: 1, patience: mesh.Patience{Answer: answer, Gateway: time.Hour, Persist: time.Minute}}, "a", "-a", "-a")
+			owner := c.nodes[0]
+			content := bytesOf(19, 2<<20)
+			owner.hold(t, content)
+			owner.holdBytesUntil(2)
+			var gets atomic.Int64
+			inner := owner.tamper
+			owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.Method == http.MethodGet {
+					gets.Add(1)
+				}
+				inner(w, r, next)
+			})
+			for _, p := range c.nodes[1:] {
+				p.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+					if r.Method == http.MethodGet {
+						row.before(w, r)
+					}
+					next.ServeHTTP(w, r)
+				})
+			}
+			pullAll(t, c.nodes[1:], content).Wait()
+			if n := gets.Load(); n != int64(row.asked) {
+				t.Errorf("who has the blob was asked for it %d times, want %d", n, row.asked)
+			}
+		})
+	}
 }

@@ -30,10 +30,11 @@ import (
 // cluster is several Blobs over TLS on loopback, each with a disk of its own,
 // and a list of members that the test controls.
 type cluster struct {
-	t     testing.TB
-	nodes []*peer
-	over  chan struct{} // closed at the end of the test
-	looks atomic.Int64  // calls of Down
+	t         testing.TB
+	nodes     []*peer
+	over      chan struct{} // closed at the end of the test
+	looks     atomic.Int64  // calls of Down
+	overLines atomic.Int64  // bytes between zones, either way
 
 	mu       sync.Mutex
 	members  []ring.Node
@@ -93,7 +94,7 @@ func newCluster(t testing.TB, opt option, zones ...string) *cluster {
 		if p.store, err = disk.Open(cfg); err != nil {
 			t.Fatal(err)
 		}
-		client := c.client()
+		client := c.client(p.id)
 		if opt.expect > 0 {
 			client.Transport.(tagging).ExpectContinueTimeout = opt.expect
 		}
@@ -189,15 +190,15 @@ func (c *cluster) peer(id string) *peer {
 	return c.nodes[i]
 }
 
-// client reaches nodes by UUID, as a node's own does.
-func (c *cluster) client() *http.Client {
+// client reaches nodes by UUID, as the own one of the node with this id does.
+func (c *cluster) client(id string) *http.Client {
 	transport := &http.Transport{ExpectContinueTimeout: 5 * time.Second, MaxIdleConnsPerHost: 8}
 	transport.DialTLSContext = func(ctx context.Context, _, hostport string) (net.Conn, error) {
-		id, _, err := net.SplitHostPort(hostport)
+		to, _, err := net.SplitHostPort(hostport)
 		if err != nil {
 			return nil, err
 		}
-		p := c.peer(id)
+		p := c.peer(to)
 		if p.lost.Load() {
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -205,23 +206,55 @@ func (c *cluster) client() *http.Client {
 		roots := x509.NewCertPool()
 		roots.AddCert(p.srv.Certificate())
 		d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "example.com"}}
-		return d.DialContext(ctx, "tcp", p.srv.Listener.Addr().String())
+		conn, err := d.DialContext(ctx, "tcp", p.srv.Listener.Addr().String())
+		if err == nil && c.zone(id) != c.zone(to) {
+			conn = &thinLine{conn, &c.overLines}
+		}
+		return conn, err
 	}
-	return &http.Client{Transport: tagging{transport}}
+	return &http.Client{Transport: tagging{transport, id}}
 }
 
-type tagging struct{ *http.Transport }
+func (c *cluster) zone(id string) string {
+	n, _ := c.Ring().Node(id)
+	return n.Zone
+}
+
+// thinLine is a connection between two zones, whose bytes are counted.
+type thinLine struct {
+	net.Conn
+	crossed *atomic.Int64
+}
+
+func (l *thinLine) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	l.crossed.Add(int64(n))
+	return n, err
+}
+
+func (l *thinLine) Write(p []byte) (int, error) {
+	n, err := l.Conn.Write(p)
+	l.crossed.Add(int64(n))
+	return n, err
+}
+
+// tagging says who sends a request, where a node's certificate does.
+type tagging struct {
+	*http.Transport
+	id string
+}
 
 func (t tagging) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set("X-Request-Id", oci.RequestID(r.Context()))
+	r.Header.Set("X-Caller", t.id)
 	return t.Transport.RoundTrip(r)
 }
 
 // ServeHTTP is what node's middleware does, and the tampering.
 func (p *peer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	id := r.Header.Get("X-Request-Id")
-	r = r.WithContext(oci.WithRequestID(r.Context(), id))
+	r = r.WithContext(mesh.WithCaller(oci.WithRequestID(r.Context(), id), r.Header.Get("X-Caller")))
 	p.mu.Lock()
 	tamper := p.tamper
 	p.ids = append(p.ids, id)

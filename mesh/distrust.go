@@ -83,14 +83,17 @@ type delivery struct {
 	io.ReadCloser
 	h    *hunt
 	node string
+	size int64 // of the blob
 }
 
 // deliver wraps what node sends.
 func (h *hunt) deliver(body io.ReadCloser, node string) *delivery {
 	h.spot.mu.Lock()
 	defer h.spot.mu.Unlock()
-	h.spot.body = body
-	return &delivery{ReadCloser: body, h: h, node: node}
+	h.spot.body, h.spot.source = body, node
+	y := &delivery{ReadCloser: body, h: h, node: node, size: h.size}
+	h.b.inbound.begin(y)
+	return y
 }
 
 func (y *delivery) Read(p []byte) (int, error) {
@@ -105,6 +108,7 @@ func (y *delivery) Read(p []byte) (int, error) {
 
 // Close comes once from whoever reads, also where a move has ended the body.
 func (y *delivery) Close() error {
+	y.h.b.inbound.end(y)
 	y.h.spot.mu.Lock()
 	y.h.spot.body = nil
 	y.h.spot.mu.Unlock()
@@ -113,6 +117,12 @@ func (y *delivery) Close() error {
 	}
 	y.h.part()
 	return y.ReadCloser.Close()
+}
+
+// Held reports whether what comes is held back by a rate, see crossing.
+func (y *delivery) Held() bool {
+	c, ok := y.ReadCloser.(*crossing)
+	return ok && c.Held()
 }
 
 // Lied is called by whoever put the whole blob together and found it wrong.

@@ -12,7 +12,9 @@
 // it streams to the client; it is reported absent only when every member denied
 // having it. Who sent wrong bytes of a blob is asked for it last (distrust.go).
 // What is pushed lands on the local disk first and is then placed on its owners
-// (place.go). An upload lives at one node, its home, and the others pass chunks
+// (place.go): one copy goes over the line to each other zone, and who takes it
+// passes it on there. A copy grows under the eyes of others like any download
+// (copies.go). An upload lives at one node, its home, and the others pass chunks
 // on (uploads.go). PeerHandler answers other members (peer.go).
 //
 // Reconcile is the one pass behind repair, rebalancing, eviction and garbage
@@ -23,7 +25,10 @@
 // (evict.go). A zone may pin blobs, which one node of it then holds, whoever owns
 // them (keep.go). What it saw is the node's health (health.go); due.go says when
 // the next pass is wanted. Who holds what now, where.go finds out for people
-// and for whoever waits for copies.
+// and for whoever waits for copies; and what is on its way, transfers.go.
+//
+// What comes from another zone is counted (traffic.go) and held back where it
+// is read, by a rate that holds for the whole zone (rates.go, bucket.go).
 //
 // # The line
 //
@@ -45,27 +50,36 @@
 // the next after a while. A head of an earlier version, which knows of no lines,
 // is passed by: the node turns to the sources at once.
 //
-// Twice a second each node reports, and at the end of all but small blobs. The
-// head may answer with another neighbour: somebody of the zone for who takes
-// from outside, the slow neighbour's own source for who is held up by it, and
-// the end of the line for the slow one. A neighbour that dies, denies or is
-// silent is left at the byte reached. The ledger is in memory alone, bounded,
-// and forgets; where the head is lost the reports build it again at the next in
-// rank. Nodes of other zones are in no line here: they are served, and never
-// named.
+// Four times a second each node reports, and at the end of all but small blobs.
+// The head may answer with another neighbour (neighbour.go): somebody of the
+// zone for who takes from outside; for who shares its neighbour, one that gives
+// to nobody; for who is held up by a slow neighbour, that one's own source, and
+// then the slow one, which shares it, comes to the end of the line; for who
+// gets little of much over a slow link, one that is idle. A neighbour that
+// dies, denies or is silent is left at the byte reached, for the one that it
+// took from; who has no answer yet says that it is alive meanwhile. The ledger
+// is in memory alone, bounded, and forgets; where the head is lost the reports
+// build it again at the next in rank. Nodes of other zones are in no line here:
+// they are served, and never named.
+//
+// Repairs are in the line with all others, so that what several owners of a zone
+// lack comes in once too. Each keeps to the pace of repairs until a client waits
+// for the blob behind it; then it asks its own source to hurry, which may be
+// another repair.
 //
 // # Nobody waits in a circle
 //
-// Only a client's node, its head and an owner that repairs may start a
-// download; everyone else serves what it has. Let A wait for bytes of B's
+// Only a client's node, its head, an owner that repairs and who is sent a copy
+// may start a download; everyone else serves what it has. A copy is sent by who
+// holds it durably and waits for nobody's bytes. Let A wait for bytes of B's
 // growing copy. B allows that only if, at the moment it is asked,
 //
 //   - B has strictly more bytes than A; or
 //   - A has none, and B's place in line is before A's. A download has one
 //     place from its first step to its end, whoever is the head later, and
-//     places are numbers: their order is the same for all. A download without
-//     a place, which is a repair's, waits by the first rule alone; so it may be
-//     waited for, too.
+//     places are numbers: their order is the same for all. A download may
+//     be without a place, as that of a copy which is sent is as long as the
+//     sender serves; it waits by the first rule alone, and is waited for by it.
 //
 // B never falls behind A afterwards, for what A has came through B. Suppose
 // nodes wait in a circle. Going round it nobody has fewer bytes than the one

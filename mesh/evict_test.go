@@ -262,7 +262,7 @@ func TestConfirmations(t *testing.T) {
 	c, _ := healing(t, option{replicas: 1}, "a", "-a")
 	content := bytesOf(1, 1000)
 	d := digest.FromBytes(content)
-	client := c.client()
+	client := c.client("")
 	defer client.CloseIdleConnections()
 	sum, err := hex.DecodeString(d.Encoded())
 	if err != nil {

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -37,8 +40,11 @@ const avoidance = 5 * time.Second
 type hunt struct {
 	b      *Blobs
 	digest digest.Digest
-	client bool // for a client of this node, else for a node of the zone (then this is the gateway) or a repair
-	repair bool
+	asks   bool  // the head of the zone for a neighbour; else this node was asked as the head
+	repair bool  // no client waited when it began
+	cause  Cause // of a repair
+
+	hurried atomic.Bool // one waits now
 
 	size     int64           // of the blob, -1 until a source said
 	tried    map[string]bool // in this round
@@ -52,11 +58,28 @@ type hunt struct {
 	spot  spot // in the line of the zone
 }
 
-func (b *Blobs) newHunt(d digest.Digest, client bool) *hunt {
+func (b *Blobs) newHunt(d digest.Digest, asks bool) *hunt {
 	return &hunt{
-		b: b, digest: d, client: client, size: -1, reached: -1, grows: true, spot: spot{named: make(chan struct{})},
+		b: b, digest: d, asks: asks, size: -1, reached: -1, grows: true, spot: spot{named: make(chan struct{})},
 		tried: map[string]bool{}, denied: map[string]bool{}, vouched: map[string]bool{},
 	}
+}
+
+// source is next at the pace of repairs, for one. It is what a download reads.
+func (h *hunt) source(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
+	body, size, err := h.next(ctx, off)
+	if err == nil && h.repair {
+		body = pacedBody{body, pacer{ctx, body, h.b.pace, &h.hurried}}
+	}
+	return body, size, err
+}
+
+// why is what its bytes are for now, should they come from another zone.
+func (h *hunt) why() Cause {
+	if h.repair && !h.hurried.Load() {
+		return h.cause
+	}
+	return CausePull
 }
 
 // next returns the bytes from off on of the next source that has more than
@@ -114,7 +137,7 @@ var errNobody = errors.New("nobody serves it")
 // one, the others together, then those that seem down: gossip may be wrong. Last
 // come those that sent wrong bytes, those of long ago first.
 func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
-	if h.grows && !h.repair {
+	if h.grows {
 		body, err := h.take(ctx, off)
 		if err == nil || errors.Is(err, errInTurn) && h.size >= 0 {
 			return body, err
@@ -127,7 +150,7 @@ func (h *hunt) round(ctx context.Context, off int64) (io.ReadCloser, error) {
 		if h.tried[s.ID] {
 			continue
 		}
-		if s.Gateway && h.client && !h.grows && h.size < 0 {
+		if s.Gateway && h.asks && !h.grows && h.size < 0 {
 			gateway = s.ID
 		}
 		switch {
@@ -189,7 +212,8 @@ func (h *hunt) verdict(ctx context.Context) error {
 func (h *hunt) get(ctx context.Context, q question) (io.ReadCloser, error) {
 	id := q.node
 	h.tried[id] = true
-	q.digest, q.repair = h.digest, h.repair
+	q.digest, q.cause = h.digest, h.why()
+	q.repair = h.repair && q.cause != CausePull
 	body, size, err := h.b.ask(ctx, http.MethodGet, q)
 	if err == nil && h.size >= 0 && size != h.size {
 		_ = body.Close()
@@ -205,7 +229,11 @@ func (h *hunt) get(ctx context.Context, q question) (io.ReadCloser, error) {
 			h.size = size
 			h.vouched[id] = true
 		}
-		return h.deliver(body, id), nil
+		y := h.deliver(h.b.across(ctx, body, id, size-q.off, h.why), id)
+		if q.repair && h.hurried.Load() {
+			h.press() // a client came meanwhile
+		}
+		return y, nil
 	}
 	h.note(ctx, id, err)
 	return nil, err
@@ -251,12 +279,13 @@ func (h *hunt) poll(ctx context.Context, ids []string, off int64) (winner string
 	var mu sync.Mutex
 	var asking errgroup.Group
 	asking.SetLimit(askedAtOnce)
+	cause := h.why()
 	for _, id := range ids {
 		asking.Go(func() error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			_, _, err := h.b.ask(ctx, http.MethodHead, question{node: id, digest: h.digest, off: off, repair: h.repair})
+			_, _, err := h.b.ask(ctx, http.MethodHead, question{node: id, digest: h.digest, off: off, repair: cause != CausePull, cause: cause})
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
@@ -281,6 +310,7 @@ type question struct {
 	off     int64
 	gateway bool  // it may start a download
 	repair  bool  // no client waits
+	cause   Cause // what its bytes are for
 	place   int64 // of the asker in the line, if it has one
 }
 
@@ -311,14 +341,19 @@ func (b *Blobs) avoids(node string) bool {
 	return ok && time.Since(at.(time.Time)) < avoidance
 }
 
+// waits reports whether who is asked may have to ask others first. It shows
+// meanwhile that it is alive, see stayAlive.
+func (q question) waits() bool { return q.gateway || q.place > 0 && q.off == 0 }
+
 func (b *Blobs) exchange(ctx context.Context, method string, q question) (io.ReadCloser, int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	wait := b.patience.Answer
-	if q.gateway || q.place > 0 && q.off == 0 { // it may have to ask others first
-		wait = b.patience.Gateway
+	late := time.AfterFunc(b.patience.Answer, func() { cancel(errNoAnswer) })
+	last := time.Now().Add(b.patience.Gateway)
+	alive := func(int, textproto.MIMEHeader) error {
+		late.Reset(min(b.patience.Answer, time.Until(last)))
+		return nil
 	}
-	late := time.AfterFunc(wait, func() { cancel(errNoAnswer) })
-	resp, err := b.sendQuestion(ctx, method, q)
+	resp, err := b.sendQuestion(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: alive}), method, q)
 	if !late.Stop() && err == nil { // cancelled under the response
 		_ = resp.Body.Close()
 		err = errNoAnswer
@@ -351,7 +386,10 @@ func (b *Blobs) sendQuestion(ctx context.Context, method string, q question) (*h
 		req.Header.Set(mayFill, "1")
 	}
 	if q.repair {
-		req.Header.Set(forRepair, "1")
+		req.Header.Set(forRepair, string(q.cause))
+	}
+	if q.cause != "" {
+		b.announce(req.Header, q.node, q.cause)
 	}
 	if q.place > 0 {
 		req.Header.Set(inLine, strconv.FormatInt(q.place, 10))

@@ -292,7 +292,7 @@ func (m *Members) vanished(id string) {
 		return
 	}
 	if m.present(e) {
-		m.log.Info("node is down", "node", e.Name, "id", id)
+		m.log.Info("node is down", "node", e.Name, "id", id, "zone", e.Zone)
 	}
 	e.alive = false
 	if e.claimed {

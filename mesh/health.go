@@ -47,6 +47,9 @@ type Health struct {
 	Evicted  int64 `json:"evicted"`  // copies that took too much space
 	Repaired int64 `json:"repaired"` // blobs of which no copy is missing any more
 	Failed   int64 `json:"failed"`   // blobs of which they could not be made
+
+	// Received is what came here from other zones since the start, in order.
+	Received []Traffic `json:"received,omitempty"`
 }
 
 // add adds the figures of another node.
@@ -61,6 +64,7 @@ func (h *Health) add(o Health) {
 	h.Leaves = h.Leaves || o.Leaves
 	h.Synced = h.Synced && o.Synced
 	h.TimeToGo = max(h.TimeToGo, o.TimeToGo)
+	h.Received = addTraffic(h.Received, o.Received)
 	for _, f := range []struct {
 		to   *int64
 		from int64
@@ -197,11 +201,13 @@ func (p *pass) publish(change func(h *Health)) {
 	r.last = *h
 }
 
-// Health returns what this node's last pass saw.
+// Health returns what this node's last pass saw, and what came here until now.
 func (b *Blobs) Health() Health {
 	b.report.mu.Lock()
 	defer b.report.mu.Unlock()
-	return b.report.last
+	h := b.report.last
+	h.Received, _ = b.Traffic()
+	return h
 }
 
 // HealthOf returns what a member's last pass saw.
@@ -223,21 +229,11 @@ func (b *Blobs) MeshHealth(ctx context.Context) (sum Health, silent []string) {
 	defer cancel()
 	nodes := b.members.Ring().Nodes()
 	all := make([]Health, len(nodes))
-	var asking errgroup.Group
-	asking.SetLimit(askedAtOnce)
-	for i, n := range nodes {
-		if n.Down {
-			continue
+	b.askLive(nodes, func(i int, node string) {
+		if h, err := b.HealthOf(ctx, node); err == nil {
+			all[i] = h
 		}
-		asking.Go(func() error {
-			h, err := b.HealthOf(ctx, n.ID)
-			if err == nil {
-				all[i] = h
-			}
-			return nil
-		})
-	}
-	_ = asking.Wait() // always nil
+	})
 	for i, h := range all {
 		switch {
 		case h.At.IsZero():
@@ -249,6 +245,23 @@ func (b *Blobs) MeshHealth(ctx context.Context) (sum Health, silent []string) {
 		}
 	}
 	return sum, silent
+}
+
+// askLive calls ask for those of nodes that do not seem down, a few at a time, and
+// returns once all have returned.
+func (b *Blobs) askLive(nodes []ring.Node, ask func(i int, node string)) {
+	var asking errgroup.Group
+	asking.SetLimit(askedAtOnce)
+	for i, n := range nodes {
+		if n.Down && n.ID != b.id {
+			continue
+		}
+		asking.Go(func() error {
+			ask(i, n.ID)
+			return nil
+		})
+	}
+	_ = asking.Wait() // always nil
 }
 
 // Candidate is a copy that the next pass drops as garbage.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func TestHealth(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	}
-	if sum, silent := c.nodes[0].blobs.MeshHealth(t.Context()); len(silent) != 4 || sum != (mesh.Health{}) {
+	if sum, silent := c.nodes[0].blobs.MeshHealth(t.Context()); len(silent) != 4 || !reflect.DeepEqual(sum, mesh.Health{}) {
 		t.Errorf("before any pass: %+v, silent %v", sum, silent)
 	}
 	for _, p := range c.nodes {

@@ -80,7 +80,7 @@ func (b *Blobs) Keep(ctx context.Context, ds []digest.Digest) error {
 		fetching.Go(func() error {
 			err := b.local.Full()
 			if err == nil {
-				err = b.bring(ctx, d)
+				err = b.bring(ctx, d, CauseRepair)
 			}
 			if err != nil {
 				b.stats.repairFailed.Add(1)

@@ -12,7 +12,7 @@ import (
 
 const (
 	// stepEvery is how often a node says how far its download is.
-	stepEvery = 500 * time.Millisecond
+	stepEvery = 250 * time.Millisecond
 	// stepSilence is how long a node that says nothing still counts as one that
 	// fills: as long as a source may be silent.
 	stepSilence = 5 * time.Second
@@ -23,23 +23,19 @@ const (
 	// stays.
 	maxLines  = 256
 	maxInLine = 1024
-	// slowGap is how far a node has to be behind its source to be called slow:
-	// more than what lies in buffers.
-	slowGap = 1 << 20
-	// slowSteps is how many steps in a row have to find it so: rates vary.
-	slowSteps = 2
 	// maxLeft bounds the neighbours that a node is not named again for a while.
 	maxLeft = 16
 )
 
 // step is what a node says to the head of its zone about its download of one
-// blob, at each change of its source and twice a second between.
+// blob, at each change of its source and four times a second between.
 type step struct {
 	Node  string `json:"node"`
 	Place int64  `json:"place,omitempty"` // in the line, 0 for a newcomer
 	At    int64  `json:"at"`              // bytes it has
 	From  string `json:"from,omitempty"`  // the node of its zone that it takes from
 	Left  string `json:"left,omitempty"`  // the neighbour that did not serve it
+	Early bool   `json:"early,omitempty"` // which is alive and lacks the next byte
 	Ask   bool   `json:"ask,omitempty"`   // it has no source now
 	Done  bool   `json:"done,omitempty"`  // it has all bytes
 
@@ -82,9 +78,11 @@ type member struct {
 	done  bool
 	seen  time.Time            // when it last said something
 	lost  bool                 // another could not get the blob from it since then
-	left  map[string]time.Time // when it could not get the blob from these
+	left  map[string]time.Time // until when it is not to take from these
+	above string               // whom the neighbour that it left took from
 	gave  int                  // how often it was named
 	held  int                  // steps in a row that a slow neighbour held it up
+	tries int                  // how often it was sent to another for that
 	waits bool                 // until another has brought more into the zone
 	turn  time.Time            // when it last began to look outside the zone
 
@@ -117,14 +115,14 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 	switch {
 	case s.Done:
 	case s.Ask:
-		t.From = n.neighbour(m, l.self, l.usual(s.Node, d, now), now)
+		t.From = named(n.neighbour(m, l.self, l.usual(s.Node, d, now), now))
 		m.waits = t.From == "" && n.broughtIn(m, now)
 		if t.From == "" && !m.waits && now.Sub(m.turn) >= stepSilence {
 			m.turn = now
 		}
 		m.from, t.Wait = t.From, m.waits
 	default:
-		if t.From = n.better(m, l.self, now); t.From != "" {
+		if t.From = named(n.better(m, l.self, now)); t.From != "" {
 			m.from, m.moved = t.From, now
 		}
 	}
@@ -204,29 +202,40 @@ func (n *line) put(s step, place int64, now time.Time) *member {
 	m.gauge(now)
 	for _, doubted := range s.Doubts {
 		if n.nodes[doubted] != nil {
-			m.leave(doubted, now)
+			m.leave(doubted, now.Add(stepSilence))
 		}
 	}
-	if left := n.nodes[s.Left]; left != nil {
-		m.leave(s.Left, now)
-		left.lost = true
+	m.above = ""
+	switch left := n.nodes[s.Left]; {
+	case left == nil:
+	case s.Early && !left.done:
+		m.leave(s.Left, now.Add(stepEvery))
+	default: // who fell silent had perhaps nothing to give, and will later
+		m.leave(s.Left, now.Add(stepSilence))
+		left.lost, m.above = true, left.from
 	}
 	return m
 }
 
-// leave remembers that m is not to be sent to node for now.
-func (m *member) leave(node string, now time.Time) {
+// leave remembers that m is not to be sent to node until then.
+func (m *member) leave(node string, until time.Time) {
 	if m.left == nil || len(m.left) >= maxLeft {
 		m.left = map[string]time.Time{}
 	}
-	m.left[node] = now
+	m.left[node] = until
 }
 
-// avoids reports whether m could not get the blob from node just now. Later it
-// may: who fell silent had perhaps nothing to give.
-func (m *member) avoids(node string, now time.Time) bool {
-	at, left := m.left[node]
-	return left && now.Sub(at) < stepSilence
+// avoids reports whether m is not to be sent to node now.
+func (m *member) avoids(node string, now time.Time) bool { return now.Before(m.left[node]) }
+
+// named takes down that m is named to somebody, and returns its name. Nobody
+// has none.
+func named(m *member) string {
+	if m == nil {
+		return ""
+	}
+	m.gave++
+	return m.node
 }
 
 // gauge takes m's rate over times long enough to tell one.
@@ -249,150 +258,4 @@ func (m *member) active(now time.Time) bool {
 		memory = lineMemory
 	}
 	return !m.lost && now.Sub(m.seen) < memory
-}
-
-// brings reports whether m gains bytes from outside the zone, or has just begun
-// to look there for some.
-func (m *member) brings(now time.Time) bool {
-	return m.from == "" && !m.waits && !m.done && (now.Sub(m.turn) < stepSilence || now.Sub(m.gained) < stepSilence)
-}
-
-// takers counts who takes from whom, without m.
-func (n *line) takers(m *member, now time.Time) map[string]int {
-	takers := map[string]int{}
-	for _, o := range n.nodes {
-		if o != m && !o.done && o.active(now) {
-			takers[o.from]++
-		}
-	}
-	return takers
-}
-
-// neighbour names whom m is to take from: somebody strictly ahead of it. Who
-// gives to nobody now comes first, of these all but the head, then who gave
-// least, so that no link carries the blob twice while another is idle; then the
-// usual neighbour, then who is finished, and then who has most.
-func (n *line) neighbour(m *member, head, usual string, now time.Time) string {
-	takers, fed := n.takers(m, now), n.fed(m)
-	var best *member
-	for _, c := range n.nodes {
-		if m.avoids(c.node, now) || fed[c.node] || !c.active(now) || !c.ahead(m) {
-			continue
-		}
-		if best == nil || cmp.Or(
-			cmp.Compare(takers[c.node], takers[best.node]),
-			later(c.node == head, best.node == head),
-			cmp.Compare(c.gave, best.gave),
-			later(c.node != usual, best.node != usual),
-			later(!c.done, !best.done),
-			-cmp.Compare(c.at, best.at),
-			-cmp.Compare(c.place, best.place),
-		) < 0 {
-			best = c
-		}
-	}
-	if best == nil {
-		return ""
-	}
-	best.gave++
-	return best.node
-}
-
-// broughtIn reports whether another than m, which has at least as much of the
-// blob, looks outside the zone for it, or is to do so before m. Who gains
-// nothing there makes way for whoever has waited longest: one node may be cut
-// off from what another reaches.
-func (n *line) broughtIn(m *member, now time.Time) bool {
-	if m.at == 0 {
-		return false
-	}
-	fed := n.fed(m)
-	for _, o := range n.nodes {
-		if o.from != "" || o.at < m.at || o.done || now.Sub(o.seen) >= stepSilence || fed[o.node] {
-			continue
-		}
-		if o.brings(now) || !m.brings(now) && o.turn.Before(m.turn) {
-			return true
-		}
-	}
-	return false
-}
-
-// better returns another neighbour for m, where there is one: for who takes from
-// outside the zone anybody ahead; for who is held up by a slow neighbour that
-// neighbour's own; and for the slow one, once others are ahead of it that give
-// to nobody, one of these. So it moves to the end, where it holds up nobody.
-func (n *line) better(m *member, head string, now time.Time) string {
-	from := n.nodes[m.from]
-	switch {
-	case m.from == "":
-		return n.neighbour(m, head, "", now)
-	case from == nil || now.Sub(m.moved) < 2*stepEvery || m.rate == 0:
-		return ""
-	}
-	takers := n.takers(m, now)
-	if takers[m.from] > 0 && n.slower(m, from) {
-		if to := n.neighbour(m, head, "", now); to != "" && takers[to] == 0 && to != head {
-			return to
-		}
-		return ""
-	}
-	held := m.held
-	m.held = 0
-	above := n.nodes[from.from]
-	if from.done || above == nil || above.done || !above.active(now) || m.avoids(above.node, now) || !n.slower(from, above) {
-		return ""
-	}
-	if gap := above.at - from.at; gap < slowGap || gap < 4*(from.at-m.at) || n.fed(m)[above.node] || !above.ahead(m) {
-		return ""
-	}
-	if m.held = held + 1; m.held < slowSteps {
-		return ""
-	}
-	above.gave++
-	return above.node
-}
-
-// slower reports whether m takes its bytes much slower than its source did.
-func (n *line) slower(m, source *member) bool {
-	return m.rate > 0 && 3*m.rate < source.rate
-}
-
-// ahead reports whether m may wait for c's bytes: see doc.go for why no two
-// nodes that follow it wait for each other.
-func (c *member) ahead(m *member) bool {
-	return c.done || c.at > m.at || m.at == 0 && c.place < m.place
-}
-
-// fed returns m and who has its bytes from m, over however many others: they
-// are not ahead of m for long.
-func (n *line) fed(m *member) map[string]bool {
-	fed := map[string]bool{m.node: true}
-	for _, o := range n.nodes {
-		var path []string
-		for o != nil && !o.done {
-			if _, known := fed[o.node]; known {
-				break
-			}
-			fed[o.node] = false // for now, and where the nodes' steps cross to a circle
-			path, o = append(path, o.node), n.nodes[o.from]
-		}
-		if o != nil && fed[o.node] {
-			for _, node := range path {
-				fed[node] = true
-			}
-		}
-	}
-	return fed
-}
-
-// later orders those of whom something is true behind those of whom it is not.
-func later(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case a:
-		return 1
-	}
-	return -1
 }

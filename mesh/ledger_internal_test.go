@@ -74,6 +74,43 @@ func TestNeighbours(t *testing.T) {
 			c.say("blob", step{Node: "a", At: 50, From: "h"})
 			return c.say("blob", step{Node: "c", At: 30, Left: "b", Ask: true})
 		}, "a"},
+		{"who gave to whoever died, though it told of less", func(c *crowd) string {
+			c.head.Done = true
+			c.ask("a")
+			c.ask("b")
+			c.ask("c")
+			c.say("blob", step{Node: "a", At: 20, From: "h"})
+			c.say("blob", step{Node: "b", At: 20, From: "a"})
+			return c.say("blob", step{Node: "c", At: 30, Left: "b", Ask: true})
+		}, "a"},
+		{"who is ahead by now, at its rate", func(c *crowd) string {
+			c.head.Done = true
+			c.fills("a", "h", 0, 10<<20)
+			c.now = c.now.Add(stepEvery)
+			return c.say("blob", step{Node: "b", At: 11 << 20, Ask: true})
+		}, "a"},
+		{"soon again whoever was behind", func(c *crowd) string {
+			c.head.Done = true
+			c.ask("a")
+			c.say("blob", step{Node: "a", At: 20, From: "h"})
+			if to := c.say("blob", step{Node: "b", At: 25, Left: "a", Early: true, Ask: true}); to != "h" {
+				return "at first " + to
+			}
+			c.now = c.now.Add(stepEvery)
+			c.say("blob", step{Node: "a", At: 40, From: "h"})
+			return c.say("blob", step{Node: "b", At: 30, Ask: true})
+		}, "a"},
+		{"one who gives to nobody instead of a shared one", func(c *crowd) string {
+			c.head.Done = true
+			c.fills("a", "h", 1<<20, 2<<20)
+			return c.fills("b", "h", 0, 1<<20)
+		}, "a"},
+		{"a shared one rather than the head", func(c *crowd) string {
+			c.head.Done = true
+			c.say("blob", step{Node: "x", At: 9 << 20, From: "h", Done: true})
+			c.fills("b", "x", 1<<20, 2<<20)
+			return c.fills("a", "x", 2<<20, 6<<20)
+		}, ""},
 		{"nobody who fell silent", func(c *crowd) string {
 			c.ask("a")
 			c.now = c.now.Add(stepSilence)
@@ -143,6 +180,21 @@ func TestNeighbours(t *testing.T) {
 			c.say("blob", step{Node: "d", At: 10 << 20, From: "c"})
 			return c.say("blob", step{Node: "b", At: 6 << 20, From: "a"})
 		}, "d"},
+		{"past a slow link", func(c *crowd) string { return c.slowLink(1) }, "r"},
+		{"past a second one", func(c *crowd) string { return c.slowLink(2) }, "q"},
+		{"not past all: then it is slow itself", func(c *crowd) string { return c.slowLink(3) }, ""},
+		{"not past a link that is as fast as others", func(c *crowd) string {
+			c.head.Done = true
+			c.fills("f", "h", 0, 2<<20)
+			c.say("blob", step{Node: "f", At: 90 << 20, From: "h", Done: true})
+			c.say("blob", step{Node: "p", At: 90 << 20, From: "h", Done: true})
+			for at := range int64(8) {
+				if to := c.fills("b", "f", at<<20, (at+1)<<20); to != "" {
+					return to
+				}
+			}
+			return ""
+		}, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if got := row.do(newCrowd()); got != row.want {
@@ -195,6 +247,37 @@ func (c *crowd) line4(at int64) {
 	c.say("blob", step{Node: "d", At: at / 3, From: "c"})
 }
 
+// fills has node report twice, a time apart that tells its rate, and returns
+// where the second report leads it.
+func (c *crowd) fills(node, from string, at, to int64) string {
+	c.say("blob", step{Node: node, At: at, From: from})
+	c.now = c.now.Add(stepEvery)
+	return c.say("blob", step{Node: node, At: to, From: from})
+}
+
+// slowLink has b take from those who are finished and give it a tenth of what
+// others get, and returns where the nth move leads it.
+func (c *crowd) slowLink(moves int) string {
+	c.head.Done = true
+	c.fills("f", "h", 0, 10<<20)
+	for _, done := range []string{"f", "p", "q", "r"} {
+		c.say("blob", step{Node: done, At: 90 << 20, From: "h", Done: true})
+	}
+	at, from, to := int64(0), "f", ""
+	for range moves {
+		c.say("blob", step{Node: "b", At: at, From: from})
+		for range 20 {
+			c.now = c.now.Add(stepEvery)
+			at += 1 << 20
+			if to = c.say("blob", step{Node: "b", At: at, From: from}); to != "" {
+				break
+			}
+		}
+		from = to
+	}
+	return to
+}
+
 // TestNobodyIsNamedInACircle lets crowds of nodes ask, report, move, die and
 // come back in any order, at two heads that share them where the membership is
 // in doubt, and holds every wait that results against the rule of doc.go. No
@@ -242,6 +325,7 @@ type filler struct {
 	at    int64
 	from  *filler
 	left  string
+	early bool
 }
 
 func (w *waits) node(id string) *filler {
@@ -290,7 +374,7 @@ func (w *waits) step(n *filler) {
 	if n.head > 0 {
 		l = w.heads[n.head-1]
 	}
-	s := step{Node: n.id, Place: n.place, At: n.at, Left: n.left, Ask: n.from == nil, Done: n.at == w.size}
+	s := step{Node: n.id, Place: n.place, At: n.at, Left: n.left, Early: n.early, Ask: n.from == nil, Done: n.at == w.size}
 	if n.from != nil {
 		s.From = n.from.id
 	}
@@ -299,7 +383,7 @@ func (w *waits) step(n *filler) {
 	if n.place == 0 {
 		n.place = t.Place
 	}
-	n.left = ""
+	n.left, n.early = "", false
 	to := w.node(t.From)
 	if to == nil || to == n || s.Done {
 		return
@@ -308,7 +392,7 @@ func (w *waits) step(n *filler) {
 	if to.at > n.at || n.at == 0 && to.place != 0 && to.place < n.place {
 		n.from = to
 	} else {
-		n.left = to.id
+		n.left, n.early = to.id, true
 	}
 }
 

@@ -52,6 +52,18 @@ func LAN() Timing {
 	}
 }
 
+// WAN is for members across lines that are long or thin: an answer may take two
+// seconds, a silent member is down after 11 to 50 seconds, and half as much is
+// said as in a LAN. Lost members are tried more often: a line comes back as
+// suddenly as it went.
+func WAN() Timing {
+	return Timing{
+		Probe: 2 * time.Second, ProbeWait: 1500 * time.Millisecond, Gossip: 500 * time.Millisecond,
+		PushPull: time.Minute, Suspicion: 4, Stream: 10 * time.Second,
+		Rejoin: 5 * time.Second, Settle: 15 * time.Second,
+	}
+}
+
 // Fast is for meshes inside one process, where nothing is lost on the way: a
 // silent member is down after about a second.
 func Fast() Timing {

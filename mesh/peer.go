@@ -9,9 +9,8 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
@@ -26,7 +25,9 @@ func (b *Blobs) PeerHandler() http.Handler {
 		"POST /blobs/holdings":      b.serveHoldings,
 		"POST /blobs/{digest}/line": b.serveStep,
 		"POST /blobs/wake":          b.serveWake,
+		"POST /blobs/leave":         b.serveLeave,
 		"GET /blobs/health":         b.serveHealth,
+		"GET /blobs/transfers":      b.serveTransfers,
 		"GET /blobs/garbage":        b.serveGarbage,
 		"PATCH /uploads/{id}":       b.serveUpload(b.appendHere),
 		"GET /uploads/{id}":         b.serveUpload(b.sizeHere),
@@ -46,22 +47,16 @@ func (b *Blobs) PeerHandler() http.Handler {
 // and has more than the offset by now. It begins a download only for a node of
 // this zone that takes it for the zone's gateway.
 func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
-	d, err := oci.ParseDigest(r.PathValue("digest"))
+	q, err := readQuestion(r)
 	if err != nil {
 		return err
 	}
-	off, err := parseRange(r.Header.Get("Range"))
-	if err != nil {
-		return err
+	if !q.repair {
+		b.hurry(q.digest)
 	}
-	if r.Method == http.MethodGet && r.Header.Get(forRepair) == "" {
-		b.hurry(d)
-	}
-	place, err := parsePlace(r.Header.Get(inLine))
-	if err != nil {
-		return err
-	}
-	f, size, err := b.find(r.Context(), d, off, place, r.Method == http.MethodGet && r.Header.Get(mayFill) != "")
+	quiet := b.stayAlive(w, q)
+	f, size, err := b.find(r.Context(), q)
+	quiet()
 	if err != nil {
 		return err
 	}
@@ -72,53 +67,107 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 			_ = f.Close()
 		}
 	}()
-	if off >= size && off > 0 {
+	if q.off >= size && q.off > 0 {
 		return oci.ErrSizeInvalid.Because("the blob has only %d bytes", size)
 	}
-	if _, err := f.Seek(off, io.SeekStart); err != nil {
+	if _, err := f.Seek(q.off, io.SeekStart); err != nil {
 		return err
 	}
 	status := http.StatusOK
-	if off > 0 {
+	if q.off > 0 {
 		status = http.StatusPartialContent
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, size-1, size))
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", q.off, size-1, size))
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Content-Length", strconv.FormatInt(size-off, 10))
+	w.Header().Set("Content-Length", strconv.FormatInt(size-q.off, 10))
 	w.WriteHeader(status)
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	control := http.NewResponseController(w)
-	_ = control.Flush() // the asker knows the size before the first byte is here
-	sent, err := b.copyOut(deadlined{w, control, b.patience.Stall}, f, size-off)
+	_ = http.NewResponseController(w).Flush() // the asker knows the size before the first byte is here
+	sent, err := b.copyOut(b.departing(w, r), f, size-q.off)
 	b.stats.bytesTo.Add(sent)
 	if err != nil {
-		b.log.Debug("a peer did not get all of a blob", "digest", d, "offset", off, "sent", sent, "err", err, "request", oci.RequestID(r.Context()))
+		b.log.Debug("a peer did not get all of a blob", "digest", q.digest, "offset", q.off, "sent", sent, "err", err, "request", oci.RequestID(r.Context()))
 	}
 	return nil // the header is out: a short body tells the rest
 }
 
-// find opens d for a peer that has off bytes of it, and place in the line.
-func (b *Blobs) find(ctx context.Context, d digest.Digest, off, place int64, fill bool) (io.ReadSeekCloser, int64, error) {
-	f, size, err := b.local.Open(ctx, d)
+// readQuestion reads what sendQuestion wrote.
+func readQuestion(r *http.Request) (q question, err error) {
+	if q.digest, err = oci.ParseDigest(r.PathValue("digest")); err != nil {
+		return q, err
+	}
+	if q.off, err = parseRange(r.Header.Get("Range")); err != nil {
+		return q, err
+	}
+	if q.place, err = parsePlace(r.Header.Get(inLine)); err != nil {
+		return q, err
+	}
+	q.gateway = r.Method == http.MethodGet && r.Header.Get(mayFill) != ""
+	q.repair, q.cause = readCause(r)
+	return q, nil
+}
+
+// readCause reads whether bytes are for a repair, and for which kind of it.
+func readCause(r *http.Request) (repair bool, cause Cause) {
+	switch Cause(r.Header.Get(forRepair)) {
+	case "":
+		return false, CausePull
+	case CauseRebalance:
+		return true, CauseRebalance
+	}
+	return true, CauseRepair
+}
+
+// stayAlive answers a node that may have to wait for its answer with "102
+// Processing" now and then, until quiet is called: a process that is stopped
+// sends none, and is not waited for. A node of an earlier version bears no more
+// than five of these, and waits no longer than for four.
+func (b *Blobs) stayAlive(w http.ResponseWriter, q question) (quiet func()) {
+	if !q.waits() {
+		return func() {}
+	}
+	over := make(chan struct{})
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		tick := time.NewTicker(b.patience.Answer / 2)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				w.WriteHeader(http.StatusProcessing)
+			case <-over:
+				return
+			}
+		}
+	})
+	return func() {
+		close(over)
+		telling.Wait()
+	}
+}
+
+// find opens the blob for a peer's question.
+func (b *Blobs) find(ctx context.Context, q question) (io.ReadSeekCloser, int64, error) {
+	f, size, err := b.local.Open(ctx, q.digest)
 	if err == nil || !errors.Is(err, oci.ErrBlobUnknown) {
 		return f, size, err
 	}
-	if f, size, ok := b.follow(ctx, d, off, place); ok {
+	if f, size, ok := b.follow(ctx, q); ok {
 		return f, size, nil
 	}
-	if !fill || off > 0 {
+	if !q.gateway || q.off > 0 {
 		return nil, 0, err
 	}
 	b.stats.gatewayFills.Add(1)
-	if f, size, err = b.fillFor(ctx, d, place); err == nil {
+	if f, size, err = b.fillFor(ctx, q); err == nil {
 		return f, size, nil
 	}
-	b.log.Debug("no copy for a node of this zone", "digest", d, "err", err, "request", oci.RequestID(ctx))
+	b.log.Debug("no copy for a node of this zone", "digest", q.digest, "err", err, "request", oci.RequestID(ctx))
 	// What this node could not find out, the asker will: it needs to know
 	// whether the blob is here, and it is not.
-	return b.local.Open(ctx, d)
+	return b.local.Open(ctx, q.digest)
 }
 
 // parseRange reads the only form of range that nodes ask each other for.
@@ -166,56 +215,10 @@ func (d deadlined) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// idleReader gives up on a body whose sender falls silent. Only bodies from a
-// node's disk are watched so: a client may take its time.
-type idleReader struct {
-	r       io.Reader
-	control *http.ResponseController
-	limit   time.Duration
-}
-
-func (i idleReader) Read(p []byte) (int, error) {
-	_ = i.control.SetReadDeadline(time.Now().Add(i.limit)) // not every transport can
-	n, err := i.r.Read(p)
-	if err != nil {
-		// The server watches the connection while the disk works.
-		_ = i.control.SetReadDeadline(time.Time{})
-	}
-	return n, err
-}
-
-// serveCopy takes a copy of a blob. One that is here already is marked used,
-// which keeps it from being dropped while the push that offers it goes on, and
-// its bytes are not asked for. A node that is to leave takes none and vouches
-// for none: it may be gone after this.
-func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
-	d, err := oci.ParseDigest(r.PathValue("digest"))
-	if err != nil {
-		return err
-	}
-	if self, _ := b.members.Ring().Node(b.id); self.Leaves {
-		return oci.ErrUnavailable.Because("this node is being drained")
-	}
-	if _, held := b.local.Touch(d); held {
-		w.WriteHeader(http.StatusOK)
-		return nil
-	}
-	if err := b.local.Full(); err != nil {
-		return err
-	}
-	control := http.NewResponseController(w)
-	err = b.local.Put(r.Context(), d, r.ContentLength, idleReader{r.Body, control, b.patience.Stall})
-	_ = control.SetReadDeadline(time.Time{})
-	if err != nil {
-		return err
-	}
-	w.WriteHeader(http.StatusCreated)
-	return nil
-}
-
 // serveUpload makes a handler of one thing that is done to an upload here.
 func (b *Blobs) serveUpload(do func(r *http.Request, u oci.Upload) (int64, error)) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
+		r.Body = b.arriving(w, r, r.Body)
 		size, err := do(r, oci.Upload{Repo: r.URL.Query().Get("repo"), ID: r.PathValue("id")})
 		if err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -304,5 +305,28 @@ func TestPutRefuses(t *testing.T) {
 	}
 	if got := c.holders(d); len(got) != 0 {
 		t.Errorf("kept at %v", got)
+	}
+}
+
+// BenchmarkPlace is a push to two nodes, up to two durable copies.
+func BenchmarkPlace(b *testing.B) {
+	for _, size := range []int{4 << 10, 16 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
+			c := newCluster(b, option{replicas: 2}, "a", "a")
+			b.SetBytes(int64(size))
+			for n := uint64(0); b.Loop(); n++ {
+				b.StopTimer()
+				content := bytesOf(n, size)
+				b.StartTimer()
+				if err := c.nodes[0].push(b.Context(), content); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				for _, p := range c.nodes {
+					p.lose(b, digest.FromBytes(content))
+				}
+				b.StartTimer()
+			}
+		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,7 @@ type repair struct {
 	to     []string // owners to send a copy to; none: it is wanted here
 	lost   bool     // recorded as lost
 	keeps  bool     // it is wanted here since the zone pins it
+	cause  Cause    // should bytes of it cross to another zone
 }
 
 // bytes returns how many are to be moved, as far as that is known; of what
@@ -111,15 +113,23 @@ func (p *pass) mend(ctx context.Context, r repair) {
 	p.b.stats.repaired.Add(1)
 }
 
-// deliver sends this node's copy to owners that lack one.
+// deliver sends this node's copy to owners that lack one, over a line once.
 func (p *pass) deliver(ctx context.Context, r repair) error {
-	var failed error
-	for _, node := range r.to {
-		if err := p.b.send(ctx, node, r.digest, p.b.pace); err != nil {
-			failed = err
+	var to []ring.Node
+	for _, id := range r.to {
+		if n, known := p.b.members.Ring().Node(id); known {
+			to = append(to, n)
 		}
 	}
-	return failed
+	copies := p.b.newPlacement(r.digest, to, nil)
+	copies.pace, copies.cause = p.b.pace, r.cause
+	for _, nodes := range copies.lanes {
+		copies.run(ctx, &lane{nodes: nodes})
+	}
+	if made := int(copies.made.Load()); made < len(r.to) {
+		return oci.ErrUnavailable.Because("%d of %d copies could be made", made, len(r.to))
+	}
+	return nil
 }
 
 // acquire makes a copy here, and takes the record back that the blob is lost.
@@ -130,7 +140,7 @@ func (p *pass) acquire(ctx context.Context, r repair) error {
 	if !b.local.Has(r.digest) {
 		err := b.local.Full()
 		if err == nil {
-			err = b.bring(ctx, r.digest)
+			err = b.bring(ctx, r.digest, r.cause)
 		}
 		if errors.Is(err, oci.ErrBlobUnknown) && r.copies == 0 {
 			err = errors.Join(err, p.giveUpOn(ctx, r.digest))
@@ -159,46 +169,37 @@ func (p *pass) giveUpOn(ctx context.Context, d digest.Digest) error {
 	return p.b.names.Lost(ctx, d, p.since)
 }
 
-// bring makes a durable copy of d here. An end is there to be read only once
-// the growing copy is verified and stored.
-func (b *Blobs) bring(ctx context.Context, d digest.Digest) error {
-	hurry, h := new(atomic.Bool), b.newHunt(d, false)
-	h.repair = true
-	b.repairing.Store(d, hurry)
-	defer b.repairing.Delete(d)
-	f, _, err := b.local.Fill(ctx, d, func(ctx context.Context, off int64) (io.ReadCloser, int64, error) {
-		body, size, err := h.next(ctx, off)
-		if err != nil {
-			return nil, 0, err
-		}
-		return pacedBody{body, pacer{ctx, body, b.pace, hurry}}, size, nil
-	})
-	if err != nil {
-		return err
-	}
-	free := context.AfterFunc(ctx, func() { _ = f.Close() }) // frees a Read that waits
-	defer func() {
-		if free() {
-			_ = f.Close()
-		}
-	}()
-	if _, err := f.Seek(0, io.SeekEnd); err != nil {
-		return err
-	}
-	if _, err := f.Read(make([]byte, 1)); err != io.EOF {
-		return oci.ErrUnavailable.Because("the copy did not come to an end").Wrap(err)
-	}
-	if !b.local.Has(d) {
-		return oci.ErrUnavailable.Because("the copy is not held")
-	}
-	return nil
+// bring makes a durable copy of d here, for cause, or for a client that comes to
+// wait for it meanwhile.
+func (b *Blobs) bring(ctx context.Context, d digest.Digest, cause Cause) error {
+	h := b.newHunt(d, true)
+	h.repair, h.cause = true, cause
+	return b.local.Obtain(ctx, d, h.source)
 }
 
-// hurry lets a repair of d go as fast as it can: a client waits for it.
+// hurry lets repairs of d go as fast as they can: a client waits for it.
 func (b *Blobs) hurry(d digest.Digest) {
-	if hurry, ok := b.repairing.Load(d); ok {
+	if h := b.brigade.hunt(d); h != nil && h.repair && !h.hurried.Swap(true) {
+		h.press()
+	}
+	if hurry, ok := b.mending.Load(d); ok {
 		hurry.(*atomic.Bool).Store(true)
 	}
+}
+
+// press has the source of the download hurry too: it may be another repair.
+func (h *hunt) press() {
+	h.spot.mu.Lock()
+	source, request := h.spot.source, h.spot.request
+	h.spot.mu.Unlock()
+	if source == "" {
+		return // the one to come is asked in a client's name
+	}
+	h.b.crew.run(oci.WithRequestID(context.Background(), request), func(ctx context.Context) {
+		if _, _, err := h.b.ask(ctx, http.MethodHead, question{node: source, digest: h.digest}); err != nil {
+			h.b.log.Debug("a source does not hurry", "node", source, "digest", h.digest, "err", err, "request", request)
+		}
+	})
 }
 
 // newPace returns the limit that all repairs of a node share, in bytes a
@@ -236,6 +237,12 @@ type pacedBody struct {
 
 // Read implements io.Reader.
 func (b pacedBody) Read(p []byte) (int, error) { return b.pacer.Read(p) }
+
+// Held passes on that a rate holds the body back, see crossing.
+func (b pacedBody) Held() bool {
+	y, ok := b.ReadCloser.(*delivery)
+	return ok && y.Held()
+}
 
 // Lied passes on that the blob was wrong, see delivery.
 func (b pacedBody) Lied() {

@@ -155,7 +155,7 @@ func TestOffsets(t *testing.T) {
 		if off != "" {
 			req.Header.Set("Range", off)
 		}
-		client := c.client()
+		client := c.client("")
 		defer client.CloseIdleConnections()
 		resp, err := client.Do(req)
 		if err != nil {

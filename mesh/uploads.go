@@ -145,7 +145,8 @@ func (b *Blobs) forward(ctx context.Context, method string, h home, query url.Va
 	if body != nil {
 		size, stall, answer = -1, b.patience.Stall, 0
 	}
-	out := newOutgoing(body, limits{stall, answer, func() bool { return b.members.Down(h.node) }}, cancel)
+	out := newOutgoing(body, limits{stall: stall, answer: answer, down: func() bool { return b.members.Down(h.node) }}, cancel)
+	out.tally = b.announce(req.Header, h.node, CausePush)
 	resp, err := b.do(req, out, size)
 	_, broken := out.end()
 	if err != nil {

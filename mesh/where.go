@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 	"github.com/flotilla-registry/flotilla/mesh/ring"
@@ -37,23 +36,14 @@ func (b *Blobs) Where(ctx context.Context, ds []digest.Digest) (Whereabouts, err
 		return Whereabouts{}, err
 	}
 	held := make([][]digest.Digest, len(nodes))
-	silent := make([]bool, len(nodes))
-	var asking errgroup.Group
-	asking.SetLimit(askedAtOnce)
-	for i, n := range nodes {
-		if silent[i] = n.Down && n.ID != b.id; silent[i] {
-			continue
+	answered := make([]bool, len(nodes))
+	b.askLive(nodes, func(i int, node string) {
+		var err error
+		if held[i], err = b.heldBy(ctx, node, ds); err != nil {
+			b.log.Debug("a member does not say what it holds", "node", node, "err", err, "request", oci.RequestID(ctx))
 		}
-		asking.Go(func() error {
-			var err error
-			if held[i], err = b.heldBy(ctx, n.ID, ds); err != nil {
-				silent[i] = true
-				b.log.Debug("a member does not say what it holds", "node", n.ID, "err", err, "request", oci.RequestID(ctx))
-			}
-			return nil
-		})
-	}
-	_ = asking.Wait() // always nil
+		answered[i] = err == nil
+	})
 	if ctx.Err() != nil {
 		return Whereabouts{}, oci.ErrUnavailable.Wrap(context.Cause(ctx))
 	}
@@ -62,7 +52,7 @@ func (b *Blobs) Where(ctx context.Context, ds []digest.Digest) (Whereabouts, err
 		for _, d := range held[i] {
 			w.Holders[d] = append(w.Holders[d], n.ID)
 		}
-		if silent[i] {
+		if !answered[i] {
 			w.Silent = append(w.Silent, n.ID)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"net/textproto"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,6 +71,7 @@ type outgoing struct {
 	limits limits
 	cancel context.CancelCauseFunc
 	timer  *time.Timer
+	tally  *atomic.Int64 // nil, or counts what was read of r
 
 	mu    sync.Mutex
 	begun bool      // something was read, or is being read
@@ -85,6 +87,7 @@ type limits struct {
 	stall  time.Duration // without taking a byte; and between looks at down
 	answer time.Duration // for the answer to the whole body, 0 for no bound
 	down   func() bool   // the peer seems down
+	slow   func()        // nil, or told when the answer to the whole body takes longer than stall
 }
 
 // newOutgoing starts counting at once: the request begins with a wait for the
@@ -109,8 +112,18 @@ func (o *outgoing) expire() {
 	case o.limits.answer > 0 && time.Since(o.sent) > o.limits.answer:
 		o.cancel(errNoAnswer)
 	default:
+		if o.limits.slow != nil {
+			o.limits.slow()
+		}
 		o.timer.Reset(o.limits.stall)
 	}
+}
+
+// taken reports whether the peer has asked for bytes.
+func (o *outgoing) taken() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.begun
 }
 
 // Read implements io.Reader for the transport.
@@ -130,6 +143,9 @@ func (o *outgoing) Read(p []byte) (int, error) {
 	defer o.mu.Unlock()
 	o.busy = false
 	o.n += int64(n)
+	if o.tally != nil {
+		o.tally.Add(int64(n))
+	}
 	if err != nil && err != io.EOF {
 		o.err = err
 	}
@@ -151,6 +167,21 @@ func (o *outgoing) wrote(info httptrace.WroteRequestInfo) {
 		o.sent = time.Now()
 		o.timer.Reset(o.limits.stall)
 	}
+}
+
+// alive is told by the transport of an answer before the last one: the peer
+// holds the body back for a while, and says that it has not gone.
+func (o *outgoing) alive(int, textproto.MIMEHeader) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.over || o.busy {
+		return nil
+	}
+	if !o.sent.IsZero() {
+		o.sent = time.Now()
+	}
+	o.timer.Reset(o.limits.stall)
+	return nil
 }
 
 // again returns the body once more, as long as nothing was read of it: the
@@ -178,7 +209,7 @@ func (o *outgoing) end() (int64, error) {
 // bytes, or cannot take them, answers from the header alone. size below 0 is
 // unknown.
 func (b *Blobs) do(req *http.Request, o *outgoing, size int64) (*http.Response, error) {
-	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{WroteRequest: o.wrote}))
+	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{WroteRequest: o.wrote, Got1xxResponse: o.alive}))
 	if size != 0 {
 		req.Body, req.ContentLength, req.GetBody = o, size, o.again
 		req.Header.Set("Expect", "100-continue")

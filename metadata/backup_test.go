@@ -56,23 +56,15 @@ func (n *testNode) nothingSpare(t testing.TB) {
 func TestBackupAndRestore(t *testing.T) {
 	from := grow(t, 3, 3)
 	var last [4]atomic.Int64 // of each writer, acknowledged
-	stop, writing := make(chan struct{}), sync.WaitGroup{}
-	for w := range last {
-		writing.Go(func() {
-			for i := int64(1); ; i++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if err := from.nodes[w%3].push(fmt.Sprint("repo", w), "latest", int(i)); err != nil {
-					t.Error(err)
-					return
-				}
-				last[w].Store(i)
-			}
-		})
-	}
+	stop := meanwhile(t, len(last), func(w int) bool {
+		i := last[w].Load() + 1
+		if err := from.nodes[w%3].push(fmt.Sprint("repo", w), "latest", int(i)); err != nil {
+			t.Error(err)
+			return false
+		}
+		last[w].Store(i)
+		return true
+	})
 	eventually(t, "some writes", func() error {
 		if n := last[0].Load(); n < 20 {
 			return fmt.Errorf("%d", n)
@@ -84,8 +76,7 @@ func TestBackupAndRestore(t *testing.T) {
 		before[w] = last[w].Load()
 	}
 	b := backup(t, from.follower())
-	close(stop)
-	writing.Wait()
+	stop()
 
 	to := another(t, 3, 3)
 	members := fmt.Sprint(to.nodes[0].Members())

@@ -235,27 +235,17 @@ func TestLeaderGone(t *testing.T) {
 			others = append(others, n)
 		}
 	}
-	var done atomic.Int64 // acknowledged
-	var writers sync.WaitGroup
-	stop := make(chan struct{})
+	var done atomic.Int64  // acknowledged
 	last := make([]int, 8) // acknowledged image of each writer's tag
-	for w := range last {
-		writers.Go(func() {
-			for i := 1; ; i++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if err := others[w%2].push("r", fmt.Sprint("w", w), w*100000+i); err != nil {
-					t.Errorf("writer %d: %v", w, err)
-					return
-				}
-				last[w] = i
-				done.Add(1)
-			}
-		})
-	}
+	stop := meanwhile(t, len(last), func(w int) bool {
+		if err := others[w%2].push("r", fmt.Sprint("w", w), w*100000+last[w]+1); err != nil {
+			t.Errorf("writer %d: %v", w, err)
+			return false
+		}
+		last[w]++
+		done.Add(1)
+		return true
+	})
 	reach := func(n int64) func() error {
 		return func() error {
 			if got := done.Load(); got < n {
@@ -267,8 +257,7 @@ func TestLeaderGone(t *testing.T) {
 	eventually(t, "writes before", reach(50))
 	leader.stop()
 	eventually(t, "writes after", reach(done.Load()+100))
-	close(stop)
-	writers.Wait()
+	stop()
 	for w, i := range last {
 		for _, n := range others {
 			must(t, n.pull("r", fmt.Sprint("w", w), w*100000+i))
@@ -393,6 +382,10 @@ func TestQuorumGone(t *testing.T) {
 	img, body := image(2)
 	if err := last.PutManifest(short, Put{Repo: "r", Manifest: img, Body: body}); !errors.Is(err, oci.ErrUnavailable) {
 		t.Errorf("a write is answered with %v", err)
+	}
+	began := time.Now() // nobody took it, so there is no doubt to sit out
+	if err := last.PutManifest(ctx, Put{Repo: "r", Manifest: img, Body: body}); !errors.Is(err, oci.ErrUnavailable) || time.Since(began) >= writeTime {
+		t.Errorf("a write without an end was answered with %v after %v", err, time.Since(began))
 	}
 	last.cfg.TagReads = Strict
 	if _, err := last.Manifest(ctx, "r", oci.Reference{Tag: "x"}); !errors.Is(err, oci.ErrUnavailable) {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"testing"
 )
@@ -17,28 +16,18 @@ func TestTaggedNeverGoesBack(t *testing.T) {
 	move := func(s *replica, n int64) { s.must(command(0, imageOf("a", fmt.Sprint(n), []string{"v"}))) }
 	move(r, 0)
 	move(ahead, 0)
-	var readers sync.WaitGroup
-	stop := make(chan struct{})
-	for range 4 {
-		readers.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				least := max(applied.Load(), shown.Load())
-				m, ok, err := r.tagged("a", "v")
-				n, _ := strconv.ParseInt(string(m.Body), 10, 64)
-				if !ok || err != nil || n < least {
-					t.Errorf("got %d %v %v after %d", n, ok, err, least)
-					return
-				}
-				for was := shown.Load(); was < n && !shown.CompareAndSwap(was, n); was = shown.Load() {
-				}
-			}
-		})
-	}
+	stop := meanwhile(t, 4, func(int) bool {
+		least := max(applied.Load(), shown.Load())
+		m, ok, err := r.tagged("a", "v")
+		n, _ := strconv.ParseInt(string(m.Body), 10, 64)
+		if !ok || err != nil || n < least {
+			t.Errorf("got %d %v %v after %d", n, ok, err, least)
+			return false
+		}
+		for was := shown.Load(); was < n && !shown.CompareAndSwap(was, n); was = shown.Load() {
+		}
+		return true
+	})
 	for n := int64(1); n <= 2000; n++ {
 		move(ahead, n)
 		if n%200 == 0 {
@@ -51,8 +40,7 @@ func TestTaggedNeverGoesBack(t *testing.T) {
 		}
 		applied.Store(n)
 	}
-	close(stop)
-	readers.Wait()
+	stop()
 }
 
 // TestHotBounded: what is held stays in bounds, and is counted right.

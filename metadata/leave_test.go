@@ -9,7 +9,6 @@ import (
 	"net"
 	"runtime"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -65,24 +64,15 @@ func TestRemove(t *testing.T) {
 				n.stop()
 			}
 			others := slices.DeleteFunc(m.running(), func(o *testNode) bool { return o == n })
-			stop, writing := make(chan struct{}), sync.WaitGroup{}
 			pushed := make([]int, len(others))
-			for w, o := range others {
-				writing.Go(func() {
-					for i := 1; ; i++ {
-						select {
-						case <-stop:
-							return
-						default:
-						}
-						if err := o.push("r", o.id, i); err != nil {
-							t.Errorf("at %s: %v", o.id, err)
-							return
-						}
-						pushed[w] = i
-					}
-				})
-			}
+			stop := meanwhile(t, len(others), func(w int) bool {
+				if err := others[w].push("r", others[w].id, pushed[w]+1); err != nil {
+					t.Errorf("at %s: %v", others[w].id, err)
+					return false
+				}
+				pushed[w]++
+				return true
+			})
 			must(t, others[0].Remove(context.Background(), n.id))
 			m.removed(t, n)
 			if !tc.dead {
@@ -105,8 +95,7 @@ func TestRemove(t *testing.T) {
 				}
 				return nil
 			})
-			close(stop)
-			writing.Wait()
+			stop()
 			m.drop(n)
 			m.settle(tc.after)
 			for w, o := range others {

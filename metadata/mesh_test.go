@@ -458,6 +458,30 @@ func (n *testNode) pull(repo, tag string, i int) error {
 	return nil
 }
 
+// meanwhile has n goroutines call work over and over, each with its number, until
+// that returns false or stop is called, which waits for all of them.
+func meanwhile(t testing.TB, n int, work func(i int) bool) (stop func()) {
+	over := make(chan struct{})
+	var working sync.WaitGroup
+	for i := range n {
+		working.Go(func() {
+			for work(i) {
+				select {
+				case <-over:
+					return
+				default:
+				}
+			}
+		})
+	}
+	stop = sync.OnceFunc(func() {
+		close(over)
+		working.Wait()
+	})
+	t.Cleanup(stop) // where the test ends early
+	return stop
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {

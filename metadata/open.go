@@ -181,7 +181,7 @@ func (c *Catalog) startRaft(snaps *snapshotStore) error {
 			// leaves the rest, or what breaks, to CommitTimeout.
 			MaxRPCsInFlight: 1,
 		}),
-		self: c.cfg.ID, leaders: &c.leaders, nudge: c.nudge, done: c.streams.done,
+		self: c.cfg.ID, heartbeats: newHeartbeats(c.cfg.Timing.Election), leaders: &c.leaders, nudge: c.nudge, done: c.streams.done,
 		beats: make(map[raft.ServerID]chan struct{}), removed: make(map[raft.ServerID]bool),
 	}
 	var own atomic.Pointer[raft.Raft] // nil until watchers are told
@@ -313,6 +313,7 @@ func (c *Catalog) found(ctx context.Context, mesh Cluster, self Member) error {
 // them; only after that are streams ended that such a one has open.
 func (c *Catalog) tellMembers() {
 	members := c.state.members()
+	c.trans.heartbeats.place(c.cfg.ID, members)
 	c.cfg.OnMembers(members, c.state.cluster())
 	c.endStreamsOfGone(members)
 }

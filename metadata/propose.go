@@ -58,7 +58,8 @@ func (o proposal) err() error {
 // where there is none: then the command may or may not take effect later.
 //
 // An attempt that ends in doubt (the leader went, the connection broke) is
-// repeated under the same request id, which Apply takes once.
+// repeated under the same request id, which Apply takes once. As long as none did,
+// a write is refused once no leader was heard of for longer than an election takes.
 func (c *Catalog) write(ctx context.Context, cmd *wire.Command) (proposal, error) {
 	ctx, leave, err := c.tasks.enter(ctx)
 	if err != nil {
@@ -83,7 +84,7 @@ func (c *Catalog) write(ctx context.Context, cmd *wire.Command) (proposal, error
 func (c *Catalog) propose(ctx context.Context, cmd *wire.Command) (proposal, error) {
 	news := make(chan struct{}, 1)
 	defer c.leaders.add(func(string) { wake(news) })()
-	hint := ""
+	hint, doubt := "", false
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		leader := hint
 		if leader == "" {
@@ -98,6 +99,10 @@ func (c *Catalog) propose(ctx context.Context, cmd *wire.Command) (proposal, err
 		}
 		if ctx.Err() != nil {
 			return proposal{}, oci.ErrUnavailable.Because("no leader took the write").Wrap(err)
+		}
+		doubt = doubt || !errors.Is(err, errNotLeader)
+		if !doubt && c.leader() == "" && c.outOfReach() {
+			return proposal{}, oci.ErrUnavailable.Because("no leader is in reach").Wrap(err)
 		}
 		if next := hinted(err); hint == "" && next != "" && next != leader {
 			hint = next // once: two nodes may name each other

@@ -257,8 +257,8 @@ func (s *state) referrers(repo string, subject digest.Digest, artifactType strin
 }
 
 // pageOf makes a page of at most n items, and about pageBytes of values, out of
-// the keys that start with prefix and whose rest comes after last. Item says what a key gives, or that it
-// gives nothing.
+// the keys that start with prefix and whose rest comes after last. Item says what
+// a key gives, or that it gives nothing.
 func pageOf[T any](s *state, prefix []byte, last string, n int, item func(rest, value []byte) (T, bool, error)) (items []T, more bool, err error) {
 	items = []T{}
 	if n == 0 {
@@ -298,8 +298,8 @@ func pageOf[T any](s *state, prefix []byte, last string, n int, item func(rest, 
 	return items, more, errors.Join(err, it.Close())
 }
 
-// repositories lists the names of the repositories that pass sees (nil: all), in byte
-// order, by one seek for each that there is.
+// repositories lists the names of the repositories that pass sees (nil: all), in
+// byte order, by one seek for each that there is.
 func (s *state) repositories(p Page, sees func(repo string) bool) (items []string, more bool, err error) {
 	items, n := []string{}, limit(p)
 	if n == 0 {

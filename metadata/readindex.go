@@ -69,22 +69,32 @@ func (c *Catalog) certain(ctx context.Context) error {
 	}
 	ctx, stop := c.tasks.limit(ctx)
 	defer stop()
-	sitOut := 4 * c.cfg.Timing.Election
-	c.proof.Lock()
-	heard := c.proof.last
-	c.proof.Unlock()
-	if contact := c.raft.LastContact(); contact.After(heard) {
-		heard = contact
-	}
-	if c.raft.State() != raft.Leader && time.Since(heard) > sitOut {
+	if c.outOfReach() {
 		return c.current(ctx)
 	}
-	limited, cancel := context.WithTimeout(ctx, sitOut)
+	limited, cancel := context.WithTimeout(ctx, c.sitOut())
 	defer cancel()
 	if err := c.retryProof(limited); err != nil {
 		return unproven(err)
 	}
 	return nil
+}
+
+// sitOut is how long those wait for a new leader who can do nothing without one.
+func (c *Catalog) sitOut() time.Duration { return 4 * c.cfg.Timing.Election }
+
+// outOfReach reports whether no leader was heard of for longer than an election
+// takes: then the quorum is gone, or this node from it.
+func (c *Catalog) outOfReach() bool {
+	c.proof.Lock()
+	heard := c.proof.last
+	c.proof.Unlock()
+	for _, at := range []time.Time{c.opened, c.raft.LastContact()} {
+		if at.After(heard) {
+			heard = at
+		}
+	}
+	return c.raft.State() != raft.Leader && time.Since(heard) > c.sitOut()
 }
 
 func unproven(why error) error {

@@ -109,8 +109,8 @@ func (c *Catalog) BlobHere(repo string, d digest.Digest) (Blob, error) {
 	return b, wrapRead("blob", err)
 }
 
-// Linking lists repositories that link d, as this replica knows it: at most n, and
-// no more than maxPage, in byte order after the name `after`, or from the
+// Linking lists repositories that link d, as this replica knows it: at most n,
+// and no more than maxPage, in byte order after the name `after`, or from the
 // beginning where that is ""; none is the end.
 func (c *Catalog) Linking(d digest.Digest, after string, n int) ([]string, error) {
 	repos, err := c.state.linking(d, Page{Last: after, N: n})
@@ -142,9 +142,8 @@ func (c *Catalog) TagsOn(ctx context.Context, repo string, d digest.Digest) ([]s
 }
 
 // Repositories lists the repositories that hold anything and pass sees, or all
-// of these where that is nil. What
-// passes must not depend on the page: the last name on one is where the next
-// begins.
+// of these where that is nil. What passes must not depend on the page: the last
+// name on one is where the next begins.
 func (c *Catalog) Repositories(ctx context.Context, p Page, sees func(repo string) bool) (List[string], error) {
 	return listing(ctx, c, func() ([]string, bool, error) { return c.state.repositories(p, sees) })
 }

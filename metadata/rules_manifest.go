@@ -335,15 +335,13 @@ func getStored(r pebble.Reader, repo string, d sum) (s stored, ok bool, err erro
 // dropManifest drops a manifest, every tag on it, and what it named; for kept
 // see unname.
 func (t *tx) dropManifest(repo string, d sum, old stored, kept int64) error {
-	gone := [][]byte{repoKey(repo, kindManifest, string(d)), namedBy(d, repo, d)}
-	err := scan(t.b, repoKey(repo, kindTagOf, string(d)), func(tag, _ []byte) (bool, error) {
-		gone = append(gone,
-			repoKey(repo, kindTag, string(tag)),
-			repoKey(repo, kindTagOf, string(d), string(tag)))
-		return true, nil
-	})
+	tags, err := tagsOf(t.b, repo, d)
 	if err != nil {
 		return err
+	}
+	gone := [][]byte{repoKey(repo, kindManifest, string(d)), namedBy(d, repo, d)}
+	for _, tag := range tags {
+		gone = append(gone, repoKey(repo, kindTag, tag), repoKey(repo, kindTagOf, string(d), tag))
 	}
 	if err := t.delete(gone...); err != nil {
 		return err

@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
@@ -142,25 +141,15 @@ func TestSettingsVersion(t *testing.T) {
 		x.must(command(0, changes(setTo("k", fmt.Sprint(i)))))
 	}
 	write(r, 0)
-	var readers sync.WaitGroup
-	stop := make(chan struct{})
-	for range 2 {
-		readers.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				v := r.settingsVersion.Load()
-				all, err := r.settings("k")
-				if err != nil || len(all) != 1 || all[0].Revision < v {
-					t.Errorf("at version %d: %+v %v", v, all, err)
-					return
-				}
-			}
-		})
-	}
+	stop := meanwhile(t, 2, func(int) bool {
+		v := r.settingsVersion.Load()
+		all, err := r.settings("k")
+		if err != nil || len(all) != 1 || all[0].Revision < v {
+			t.Errorf("at version %d: %+v %v", v, all, err)
+			return false
+		}
+		return true
+	})
 	for i := range 300 {
 		before := r.settingsVersion.Load()
 		if i%100 == 99 {
@@ -176,8 +165,7 @@ func TestSettingsVersion(t *testing.T) {
 			t.Errorf("version %d after %d", v, before)
 		}
 	}
-	close(stop)
-	readers.Wait()
+	stop()
 	before := r.settingsVersion.Load()
 	r.must(command(0, pushed("a", "b")))
 	if r.do(command(0, changes(ifAt(1, setTo("k", "")))))[0].err == nil || r.settingsVersion.Load() != before {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -100,36 +99,26 @@ func copyDir(t testing.TB, to, from string) {
 // TestReadsDuringRestore: readers see the old state or the new, and no error.
 func TestReadsDuringRestore(t *testing.T) {
 	r, b := populated(t), populated(t)
-	var readers sync.WaitGroup
-	stop := make(chan struct{})
-	for range 2 {
-		readers.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				d, ok, err := r.tag("a/b", "v1")
-				if !ok || err != nil || d != digest.FromString("m") {
-					t.Errorf("tag: %v %v %v", d, ok, err)
-					return
-				}
-				if items, more, err := r.repositories(Page{N: 1}, nil); err != nil || more || len(items) != 1 {
-					t.Errorf("repositories: %v %v", items, err)
-					return
-				}
-			}
-		})
-	}
+	stop := meanwhile(t, 2, func(int) bool {
+		d, ok, err := r.tag("a/b", "v1")
+		if !ok || err != nil || d != digest.FromString("m") {
+			t.Errorf("tag: %v %v %v", d, ok, err)
+			return false
+		}
+		items, more, err := r.repositories(Page{N: 1}, nil)
+		if err != nil || more || len(items) != 1 {
+			t.Errorf("repositories: %v %v", items, err)
+			return false
+		}
+		return true
+	})
 	for range 3 {
 		b.must(command(0, pushed("a/b", "blob")))
 		if err := r.restore(b.stream()); err != nil || r.applied() != b.applied() {
 			t.Error(err)
 		}
 	}
-	close(stop)
-	readers.Wait()
+	stop()
 }
 
 // TestRestoreOlder: a snapshot that holds nothing new is proved and kept out,

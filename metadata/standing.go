@@ -86,7 +86,8 @@ func (c *Catalog) tendStanding(ctx context.Context, t *tending, members []Member
 	if out {
 		what = "put out of the ring"
 	}
-	c.log.Info(what, "member", id)
+	at := slices.IndexFunc(members, func(m Member) bool { return m.ID == id }) // it is one of them
+	c.log.Info(what, "member", id, "name", members[at].Name, "zone", members[at].Zone)
 	ctx, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()
 	done, err := c.proposeHere(ctx, cmd)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -90,15 +89,15 @@ func (w *auditWriter) Write(line []byte) (int, error) {
 	return n, err
 }
 
-// clientAuthorities reads who may sign clients' certificates.
-func clientAuthorities(file string) (*x509.CertPool, error) {
+// Authorities reads a PEM file of those who may sign certificates.
+func Authorities(file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fmt.Errorf("--tls-client-ca: %w", err)
+		return nil, err
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, errors.New("--tls-client-ca: the file holds no certificate in PEM")
+		return nil, fmt.Errorf("%s holds no certificate in PEM", file)
 	}
 	return pool, nil
 }

@@ -116,15 +116,15 @@ func TestRestoreRenews(t *testing.T) {
 func TestOneLookForAll(t *testing.T) {
 	c := newCluster(t, 1)
 	n := c.nodes[0]
-	n.copies.mu.Lock()
-	n.copies.at, n.copies.last = time.Now().Add(time.Hour), CopiesStatus{Blobs: 77}
-	n.copies.mu.Unlock()
+	n.looked.mu.Lock()
+	n.looked.at, n.looked.last = time.Now().Add(time.Hour), seen{copies: CopiesStatus{Blobs: 77}}
+	n.looked.mu.Unlock()
 	if got := n.Status(t.Context()).Copies.Blobs; got != 77 {
 		t.Errorf("%d blobs: the last look is not used", got)
 	}
-	n.copies.mu.Lock()
-	n.copies.at = time.Now().Add(-lookEvery)
-	n.copies.mu.Unlock()
+	n.looked.mu.Lock()
+	n.looked.at = time.Now().Add(-lookEvery)
+	n.looked.mu.Unlock()
 	if got := n.Status(t.Context()).Copies.Blobs; got == 77 {
 		t.Error("the last look is used for ever")
 	}

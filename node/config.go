@@ -41,6 +41,7 @@ type Config struct {
 	SecretFile   string        // one secret or two, see readSecrets; default <Data>/mesh.secret
 	CacheSize    string        // ceiling for copies that the node need not hold: bytes with a unit, or a percentage of the disk; default 80%
 	RepairRate   string        // bytes a second for copies that this node makes by itself; default 64MiB
+	ZoneRate     string        // bytes a second that all nodes of the zone together take from each other zone; 0, the default, is no limit
 	ScrubRate    string        // bytes a second at which stored blobs are read again; default 8MiB
 	OutAfter     time.Duration // how long a member may be gone before others make its copies; the leader's counts; default 15 min
 	TagReads     string        // linearizable, strict or local; default linearizable
@@ -63,6 +64,9 @@ type Config struct {
 // OfDisk is the Weight of a node that owns blobs by the size of its data disk.
 const OfDisk = -1
 
+// defaultZone is the one of nodes that were told of none.
+const defaultZone = "default"
+
 var nameRule = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$`)
 
 // withDefaults fills what was not said and refuses what cannot work, with one
@@ -79,10 +83,11 @@ func (c Config) withDefaults() (Config, error) {
 	c.Listen = or(c.Listen, ":5000")
 	c.PeerListen = or(c.PeerListen, ":5001")
 	c.GossipListen = or(c.GossipListen, ":5002")
-	c.Zone = or(c.Zone, "default")
+	c.Zone = or(c.Zone, defaultZone)
 	c.SecretFile = or(c.SecretFile, filepath.Join(c.Data, "mesh.secret"))
 	c.CacheSize = or(c.CacheSize, "80%")
 	c.RepairRate = or(c.RepairRate, "64MiB")
+	c.ZoneRate = or(c.ZoneRate, "0")
 	c.ScrubRate = or(c.ScrubRate, "8MiB")
 	if c.OutAfter == 0 {
 		c.OutAfter = 15 * time.Minute
@@ -154,6 +159,10 @@ func (c Config) check() error {
 	// Slower, and the pieces come so far apart that a source seems silent.
 	if n, err := parseSize(c.RepairRate, 0); err == nil && n > 0 && n < 64<<10 {
 		bad("--repair-rate %q: want at least 64KiB a second", c.RepairRate)
+	}
+	// Slower, and what is passed on in pieces looks dead to whoever follows it.
+	if n, err := parseSize(c.ZoneRate, 0); err != nil || n > 0 && n < 16<<10 {
+		bad("--zone-rate %q: want bytes a second, such as 2MiB, at least 16KiB; or 0 for no limit", c.ZoneRate)
 	}
 	if c.OutAfter < time.Second {
 		bad("--out-after %s: want at least a second", c.OutAfter)

@@ -68,18 +68,18 @@ func (n *Node) reconcile(ctx context.Context) {
 }
 
 // leaveWhenDrained ends the membership of a node that is being drained, once a
-// whole look since then saw that every blob here, named or used lately, has its
+// whole look that began then saw that every blob here, named or used lately, has its
 // copies elsewhere.
-func (n *Node) leaveWhenDrained(ctx context.Context, since time.Time) {
+func (n *Node) leaveWhenDrained(ctx context.Context, began time.Time) {
 	m, err := n.member(n.id())
 	if err != nil || !m.Draining {
-		n.drainLooks.Store(0)
 		return
 	}
 	// Others make the copies, or a leader is found; then it is time to look
-	// again, which costs a walk over all that is held.
-	wait := min(n.pause()<<min(n.drainLooks.Add(1)-1, 8), time.Minute)
-	if !n.handedOver(since) {
+	// again. That is a walk over all that is held, which is to take a fifth of
+	// the time at most.
+	wait := min(max(n.pause(), 4*time.Since(began)), time.Minute)
+	if !n.handedOver(began) {
 		n.lookAgain.Reset(wait)
 		return
 	}

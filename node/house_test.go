@@ -24,6 +24,7 @@ var (
 		"cmd/flotilla":       {"node", "api/auth", "api/oci", "cmd/flotilla/bench"},
 		"cmd/flotilla/bench": {},
 		"cmd/balancer":       {},
+		"cmd/puller":         {},
 		"cmd/faults":         {"node", "cmd/faults/rig", "cmd/faults/check"},
 		"cmd/faults/rig":     {},
 		"cmd/faults/check":   {},

@@ -72,7 +72,7 @@ func (n *Node) found(ctx context.Context) error {
 	if err := n.catalog.Found(ctx, c, n.self()); err != nil {
 		return fmt.Errorf("found a mesh: %w", err)
 	}
-	n.log.Info("founded a mesh", "mesh", c.ID, "secret", n.cfg.SecretFile)
+	n.log.Info("founded a mesh", "mesh", c.ID, "zone", n.cfg.Zone, "secret", n.cfg.SecretFile)
 	return n.enter(ctx, c, false)
 }
 
@@ -286,7 +286,7 @@ func (n *Node) ask(ctx context.Context, p mesh.Peer) error {
 	if err := n.enter(ctx, in.Cluster, false); err != nil {
 		return final{err}
 	}
-	n.log.Info("joined a mesh", "mesh", in.Cluster.ID, "through", p.Name)
+	n.log.Info("joined a mesh", "mesh", in.Cluster.ID, "through", p.Name, "zone", n.cfg.Zone)
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/flotilla-registry/flotilla/api"
+	"github.com/flotilla-registry/flotilla/mesh"
 )
 
 // metrics is what /metrics shows. Requests are counted as they end; all else
@@ -60,6 +61,11 @@ func (m *metrics) handler() http.Handler {
 // parts reads the figures of the node's parts when they are asked for.
 type parts struct{ n *Node }
 
+// transfersDesc is of the figures that there is one of for each zone.
+func transfersDesc() *prometheus.Desc {
+	return prometheus.NewDesc("flotilla_transfers", "Blobs that this node receives now, by the zone of the node that sends.", []string{"from_zone"}, nil)
+}
+
 // Describe implements prometheus.Collector: the figures are found by
 // collecting, so there is one list of them.
 func (p *parts) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(p, ch) }
@@ -74,7 +80,25 @@ func (p *parts) Collect(ch chan<- prometheus.Metric) {
 	p.names(count, gauge)
 	p.bytes(count, gauge)
 	p.transfers(count)
+	for zone, n := range p.inbound() {
+		ch <- prometheus.MustNewConstMetric(transfersDesc(), prometheus.GaugeValue, float64(n), zone)
+	}
 	p.healing(count, gauge)
+	p.zones(ch)
+}
+
+// inbound counts what this node receives now, from each zone of the mesh.
+func (p *parts) inbound() map[string]int {
+	names, zones := p.n.nodeNames(), map[string]int{p.n.cfg.Zone: 0}
+	for _, name := range names {
+		zones[name.Zone] = 0
+	}
+	for _, t := range p.n.blobs.Transfers() {
+		if name, known := names[t.From]; known {
+			zones[name.Zone]++
+		}
+	}
+	return zones
 }
 
 type figure func(name, help string, v float64)
@@ -133,6 +157,24 @@ func (p *parts) transfers(count figure) {
 	count("copies_failed_total", "Attempts to place a copy that failed.", float64(b.CopiesFailed))
 	count("pushes_short_total", "Pushes refused since too few copies could be made durable.", float64(b.PlaceShort))
 	count("uploads_forwarded_total", "Upload requests passed on to the upload's home.", float64(b.UploadsForwarded))
+}
+
+// zones is what went over each line between this node's zone and another. There
+// are as many figures as there are zones, directions and causes.
+func (p *parts) zones(ch chan<- prometheus.Metric) {
+	received, sent := p.n.blobs.Traffic()
+	for _, f := range []struct {
+		name, help string
+		list       []mesh.Traffic
+	}{
+		{"zone_bytes_total", "Bytes of blobs that this node received from other zones: summed over all nodes, what went from one zone to another.", received},
+		{"zone_sent_bytes_total", "The same bytes where they leave: those that this node sent to other zones.", sent},
+	} {
+		desc := prometheus.NewDesc("flotilla_"+f.name, f.help, []string{"from", "to", "cause"}, nil)
+		for _, t := range f.list {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(t.Bytes), t.From, t.To, string(t.Cause))
+		}
+	}
 }
 
 // healing is what this node's passes saw and did. Each blob is counted at one

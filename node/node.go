@@ -55,12 +55,11 @@ type Node struct {
 	waiting atomic.Pointer[error] // why this node is not part of its mesh yet
 	drained atomic.Bool           // this node asked to be let go
 
-	scrubDue   chan struct{} // an operator wants a round now
-	copies     copiesLook
-	locating   chan struct{} // a token for each image being located
-	pinned     pinsLook
-	lookAgain  *time.Timer  // makes a pass due while this node is being drained
-	drainLooks atomic.Int32 // how often it looked since then
+	scrubDue  chan struct{} // an operator wants a round now
+	looked    meshLook
+	locating  chan struct{} // a token for each image being located
+	pinned    pinsLook
+	lookAgain *time.Timer // makes a pass due while this node is being drained
 
 	fatal   chan error         // what ends the process
 	stop    context.CancelFunc // ends the goroutines below

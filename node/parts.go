@@ -31,17 +31,22 @@ func (n *Node) openBlobs() (*mesh.Blobs, error) {
 	if err != nil {
 		return nil, err
 	}
+	zone, err := parseSize(n.cfg.ZoneRate, 0)
+	if err != nil {
+		return nil, err
+	}
 	var settle time.Duration // the default
 	if n.cfg.Quick {
 		settle = 200 * time.Millisecond
 	}
 	return mesh.NewBlobs(mesh.BlobsConfig{
-		ID:      n.id(),
-		Zone:    n.cfg.Zone,
-		Local:   n.disk,
-		Members: n.members,
-		Client:  n.dialer.client(true),
-		Log:     n.log,
+		ID:       n.id(),
+		Zone:     n.cfg.Zone,
+		Local:    n.disk,
+		Members:  n.members,
+		Client:   n.dialer.client(true),
+		Log:      n.log,
+		ZoneRate: zone,
 
 		Names:      names{n.catalog},
 		Pins:       n.pins,
@@ -78,8 +83,8 @@ func (n *Node) openPorts(ctx context.Context) (err error) {
 		}
 	}
 	if n.cfg.TLSClientCA != "" {
-		if n.clientCAs, err = clientAuthorities(n.cfg.TLSClientCA); err != nil {
-			return fmt.Errorf("%w: %w", ErrConfig, err)
+		if n.clientCAs, err = Authorities(n.cfg.TLSClientCA); err != nil {
+			return fmt.Errorf("%w: --tls-client-ca: %w", ErrConfig, err)
 		}
 	}
 	if n.publicLn, err = listen("listen", n.cfg.Listen); err != nil {
@@ -134,8 +139,11 @@ func (n *Node) openDisk() (*disk.Store, error) {
 func (n *Node) openGossip(ctx context.Context) (*mesh.Members, error) {
 	host, _, _ := net.SplitHostPort(n.peerAddr)
 	timing := mesh.LAN()
-	if n.cfg.Quick {
+	switch {
+	case n.cfg.Quick:
 		timing = mesh.Fast()
+	case n.cfg.Zone != defaultZone: // whoever names a place has others
+		timing = mesh.WAN()
 	}
 	m, err := mesh.Start(ctx, mesh.Config{
 		ID:        n.id(),
@@ -275,7 +283,7 @@ func (n *Node) servePublic() (err error) {
 		n.public.TLSConfig = n.publicTLS()
 		serve = func() error { return n.public.ServeTLS(n.publicLn, "", "") }
 	}
-	n.log.Info("serving", "name", n.cfg.Name, "id", n.id(), "listen", n.publicLn.Addr().String(), "peers", n.peerAddr, "gossip", n.members.Address(), "data", n.cfg.Data)
+	n.log.Info("serving", "name", n.cfg.Name, "id", n.id(), "zone", n.cfg.Zone, "listen", n.publicLn.Addr().String(), "peers", n.peerAddr, "gossip", n.members.Address(), "data", n.cfg.Data)
 	n.running.Go(func() {
 		if err := serve(); !errors.Is(err, http.ErrServerClosed) {
 			n.fail(fmt.Errorf("public port: %w", err))

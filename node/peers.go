@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
+	"github.com/flotilla-registry/flotilla/mesh"
 )
 
 const (
@@ -281,7 +282,7 @@ func peerHandler(t *trust, members, door http.Handler, log *slog.Logger) http.Ha
 		case isDoor(r.URL.Path):
 			door.ServeHTTP(w, r.WithContext(ctx))
 		case who.Member:
-			members.ServeHTTP(w, r.WithContext(ctx))
+			members.ServeHTTP(w, r.WithContext(mesh.WithCaller(ctx, who.ID)))
 		default:
 			refuse(w, oci.ErrDenied.Because("%v", errNotMember))
 		}
@@ -289,13 +290,13 @@ func peerHandler(t *trust, members, door http.Handler, log *slog.Logger) http.Ha
 }
 
 // peerLevel keeps the questions that every read by tag and every write brings
-// with it, and the steps of every download, out of a log that people read.
+// with it, and the steps and wishes of every download, out of a log that people read.
 func peerLevel(path string) slog.Level {
 	if strings.HasPrefix(path, "/blobs/") && strings.HasSuffix(path, "/line") {
 		return slog.LevelDebug
 	}
 	switch path {
-	case "/metadata/readindex", "/metadata/term", "/metadata/applied":
+	case "/blobs/leave", "/metadata/readindex", "/metadata/term", "/metadata/applied":
 		return slog.LevelDebug
 	}
 	return slog.LevelInfo

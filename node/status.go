@@ -5,8 +5,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/flotilla-registry/flotilla/metadata"
 )
@@ -23,13 +24,19 @@ type Status struct {
 	Applied uint64         `json:"applied"`
 	Disk    DiskStatus     `json:"disk"`
 	Copies  CopiesStatus   `json:"copies"`
+	Zones   []ZoneTraffic  `json:"zones,omitempty"`
 	Members []MemberStatus `json:"members"`
+	// Transfers are blobs on their way to the members that tell, most bytes to
+	// come first, at most mesh.MaxTransfers of TransfersTotal.
+	Transfers      []TransferStatus `json:"transfers"`
+	TransfersTotal int              `json:"transfersTotal"`
 }
 
 // NodeStatus is the node that answers.
 type NodeStatus struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
+	Zone    string `json:"zone"`
 	Version string `json:"version"`
 }
 
@@ -58,6 +65,28 @@ type CopiesStatus struct {
 	Silent      []string      `json:"silent,omitempty"` // names of members that did not tell
 }
 
+// TransferStatus is a blob on its way from one member to another that asked for
+// it. A member that has left meanwhile has an id for a name, and no zone.
+type TransferStatus struct {
+	Digest   digest.Digest `json:"digest"`
+	From     NodeName      `json:"from"`
+	To       NodeName      `json:"to"`
+	Received int64         `json:"received"` // bytes
+	Size     int64         `json:"size"`
+	Repair   bool          `json:"repair"` // no client waits for it
+}
+
+// ZoneTraffic is how many bytes of blobs went from one zone to another since
+// the members that answer were started, each counted where it arrived.
+type ZoneTraffic struct {
+	From      string `json:"from"`
+	To        string `json:"to"`
+	Pull      int64  `json:"pull"`      // clients wait for them
+	Push      int64  `json:"push"`      // uploads, and the copies that pushes make
+	Repair    int64  `json:"repair"`    // there were fewer copies than there should be
+	Rebalance int64  `json:"rebalance"` // there were enough, but they have other owners
+}
+
 // DiskStatus is the data disk of the node that answers, in bytes.
 type DiskStatus struct {
 	Free  uint64 `json:"free"`
@@ -81,9 +110,14 @@ type MemberStatus struct {
 // Status tells how the mesh looks from here.
 func (n *Node) Status(ctx context.Context) Status {
 	raft, c := n.catalog.Status(), n.catalog.Cluster()
+	seen := n.look(ctx)
 	s := Status{
-		Copies:  n.copiesStatus(ctx),
-		Node:    NodeStatus{ID: n.id(), Name: n.cfg.Name, Version: n.cfg.Version},
+		Copies:         seen.copies,
+		Zones:          seen.zones,
+		Transfers:      seen.transfers,
+		TransfersTotal: seen.total,
+
+		Node:    NodeStatus{ID: n.id(), Name: n.cfg.Name, Zone: n.cfg.Zone, Version: n.cfg.Version},
 		Cluster: ClusterStatus{ID: c.ID, Epoch: c.Epoch.String(), Replicas: c.Replicas, AllowSparse: c.AllowSparse, UntaggedAfter: c.UntaggedAfter},
 		Health:  "ok",
 		Leader:  raft.Leader,
@@ -102,44 +136,6 @@ func (n *Node) Status(ctx context.Context) Status {
 	}
 	s.Notes = notes(s)
 	return s
-}
-
-// lookEvery is how often the members are asked how their copies are, however
-// many ask this node.
-const lookEvery = time.Second
-
-// copiesLook is the last look at the copies of all members. Whoever comes while
-// one is under way waits for it, which mesh bounds.
-type copiesLook struct {
-	mu   sync.Mutex
-	at   time.Time
-	last CopiesStatus
-}
-
-func (n *Node) copiesStatus(ctx context.Context) CopiesStatus {
-	l := &n.copies
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.at.IsZero() || time.Since(l.at) >= lookEvery {
-		// That one caller leaves must not cut the look of the others short.
-		l.last = n.lookAtCopies(context.WithoutCancel(ctx))
-		l.at = time.Now()
-	}
-	return l.last
-}
-
-func (n *Node) lookAtCopies(ctx context.Context) CopiesStatus {
-	h, silent := n.blobs.MeshHealth(ctx)
-	c := CopiesStatus{
-		At: h.At, Blobs: h.Blobs, Short: h.Short, OneZone: h.OneZone, Lost: h.Lost, Unkept: h.Unkept,
-		BytesToMove: h.BytesToMove, TimeToGo: h.TimeToGo,
-	}
-	for _, m := range n.catalog.Members() {
-		if slices.Contains(silent, m.ID) {
-			c.Silent = append(c.Silent, m.Name)
-		}
-	}
-	return c
 }
 
 // standing says in a word whether a member owns blobs.

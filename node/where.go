@@ -295,10 +295,9 @@ func platformsOf(body []byte, m oci.Manifest) map[digest.Digest]string {
 // locate fills in who holds the parts, by the names of the members as they are
 // now, and sums up.
 func (n *Node) locate(out *Whereabouts, held mesh.Whereabouts) {
-	names, zones := map[string]NodeName{}, map[string]*ZoneParts{}
-	for _, m := range n.catalog.Members() {
-		names[m.ID] = NodeName{Name: m.Name, Zone: m.Zone}
-		zones[m.Zone] = &ZoneParts{Zone: m.Zone}
+	names, zones := n.nodeNames(), map[string]*ZoneParts{}
+	for _, name := range names {
+		zones[name.Zone] = &ZoneParts{Zone: name.Zone}
 	}
 	for _, id := range held.Silent {
 		if name, known := names[id]; known {

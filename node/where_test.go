@@ -26,6 +26,42 @@ func (c *cluster) where(i int, repo, ref string, header ...string) (w Whereabout
 	return w
 }
 
+// slowly puts the third node into a zone of its own, and has a missing copy of
+// some MiB stay missing for a while.
+func slowly(cfg *Config) {
+	cfg.Replicas, cfg.RepairRate, cfg.Zone = 3, "64KiB", "a"
+	if cfg.Name == "n2" {
+		cfg.Zone = "b"
+	}
+}
+
+// TestStatusShowsTransfers: who takes what from whom is seen at any node, and
+// counted where it arrives.
+func TestStatusShowsTransfers(t *testing.T) {
+	c := newCluster(t, 3, slowly)
+	c.nodes[2].crash()
+	img := newImage(4 << 20)
+	c.push(0, "app", "v1", img)
+	c.restart(2)
+	c.await("the repair is seen", func() error {
+		s := c.nodes[0].Status(t.Context())
+		if s.Node.Zone != "a" || len(s.Transfers) != 1 || s.TransfersTotal != 1 {
+			return fmt.Errorf("%+v", s)
+		}
+		got := s.Transfers[0]
+		if got.Digest != img.layer() || got.From.Zone != "a" || got.To != (NodeName{"n2", "b"}) || got.Size != 4<<20 || !got.Repair {
+			return fmt.Errorf("%+v", got)
+		}
+		figures := string(c.do(2, http.StatusOK, http.MethodGet, "/metrics", nil).body)
+		for _, line := range []string{`flotilla_transfers{from_zone="a"} 1`, `flotilla_transfers{from_zone="b"} 0`} {
+			if !strings.Contains(figures, line+"\n") {
+				return fmt.Errorf("no line %s", line)
+			}
+		}
+		return nil
+	})
+}
+
 // indexOf is an index of img, and of an image that is nowhere.
 func indexOf(img image, nowhere digest.Digest) string {
 	return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[
@@ -38,14 +74,7 @@ func indexOf(img image, nowhere digest.Digest) string {
 // by zone; and what cannot be known is said to be so.
 func TestWhere(t *testing.T) {
 	zones := []string{"a", "a", "b"}
-	c := newCluster(t, 3, func(cfg *Config) {
-		cfg.Replicas = 3
-		cfg.RepairRate = "64KiB" // so that a missing copy of some MiB is seen to be missing
-		cfg.Zone = zones[2]
-		if !strings.HasSuffix(cfg.Name, "2") {
-			cfg.Zone = zones[0]
-		}
-	})
+	c := newCluster(t, 3, slowly)
 	img, nowhere := newImage(100<<10), digest.FromString("nowhere")
 	c.push(0, "app", "amd64", img)
 	index := c.putManifest(0, "app", v1.MediaTypeImageIndex, indexOf(img, nowhere))

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"errors"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -18,15 +19,16 @@ const service = "flotilla"
 // basicChallenge asks for name and password, where a token cannot be asked for.
 const basicChallenge = `Basic realm="flotilla", charset="UTF-8"`
 
-// Challenge returns the value of WWW-Authenticate for an answer of 401: where to
-// get a token for the scopes (the distribution project's "Token Authentication
-// Specification"), and why the one that was shown did not do (RFC 6750, section
-// 3.1). Scopes whose names are none of a repository are left out.
+// Challenge returns the value of WWW-Authenticate for an answer of 401 to a
+// request that was refused for why: where to get a token for the scopes (the
+// distribution project's "Token Authentication Specification"), and what was
+// wrong with the one that was shown (RFC 6750, section 3.1). Scopes whose names
+// are none of a repository are left out.
 //
 // The URL is the configured one, else made of the request's Host, which only
 // the client itself is told; a Host that is no host gives a challenge without
 // any URL. Headers of proxies are not believed.
-func (a *Authority) Challenge(r *http.Request, scopes ...Scope) string {
+func (a *Authority) Challenge(r *http.Request, why error, scopes ...Scope) string {
 	realm := a.publicURL
 	if realm == "" {
 		if !validHost(r.Host) {
@@ -48,19 +50,23 @@ func (a *Authority) Challenge(r *http.Request, scopes ...Scope) string {
 	if len(texts) > 0 {
 		out += `,scope="` + strings.Join(texts, " ") + `"`
 	}
-	return out + a.complaint(r)
+	return out + complaint(r, why)
 }
 
+// errScope is the cause of an ErrUnauthorized that a token which is good, and
+// covers more, would cure.
+var errScope = errors.New("what was shown covers too little")
+
 // complaint says what is wrong with the token that r shows, if it shows one.
-func (a *Authority) complaint(r *http.Request) string {
+func complaint(r *http.Request, why error) string {
 	scheme, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") {
+	switch {
+	case !strings.EqualFold(scheme, "Bearer"):
 		return ""
+	case errors.Is(why, errScope):
+		return `,error="insufficient_scope"`
 	}
-	if _, err := a.Identify(r); err != nil {
-		return `,error="invalid_token"`
-	}
-	return `,error="insufficient_scope"`
+	return `,error="invalid_token"`
 }
 
 // validHost reports whether text is a host name or an IP address, an IPv6 one in

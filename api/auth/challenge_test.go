@@ -2,11 +2,13 @@ package auth_test
 
 import (
 	"crypto/tls"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
 
 	"github.com/flotilla-registry/flotilla/api/auth"
+	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
 func TestChallenge(t *testing.T) {
@@ -64,7 +66,14 @@ func TestChallenge(t *testing.T) {
 			if row.bearer != "" {
 				r.Header.Set("Authorization", "Bearer "+row.bearer)
 			}
-			if got := row.n.Challenge(r, row.scopes...); got != row.want {
+			p, err := row.n.Identify(r)
+			if err == nil {
+				err = row.n.Allow(p, "team-a/x", auth.Push)
+			}
+			if !errors.Is(err, oci.ErrUnauthorized) {
+				t.Fatalf("refused with %v", err)
+			}
+			if got := row.n.Challenge(r, err, row.scopes...); got != row.want {
 				t.Errorf("got  %s\nwant %s", got, row.want)
 			}
 		})

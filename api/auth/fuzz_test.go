@@ -44,7 +44,7 @@ func FuzzAuthorization(f *testing.F) {
 		case header != "":
 			t.Errorf("%q makes one nobody, not an error", header)
 		}
-		n.Challenge(r)
+		n.Challenge(r, err)
 	})
 }
 

@@ -32,10 +32,14 @@ const (
 
 // Limits returns the limits in force here, defaults filled in.
 func (a *Authority) Limits() Limits {
-	var l Limits
-	if s, err := a.current(); err == nil {
-		l = s.document.Limits
+	s, err := a.current()
+	if err != nil {
+		return Limits{}.orDefaults()
 	}
+	return s.document.Limits.orDefaults()
+}
+
+func (l Limits) orDefaults() Limits {
 	if l.AccountRequests == 0 {
 		l.AccountRequests = defaultAccountRequests
 	}
@@ -59,7 +63,7 @@ func (a *Authority) Admit(r *http.Request, p Principal) (wait time.Duration, err
 	if err != nil {
 		return 0, err
 	}
-	l := a.Limits()
+	l := s.document.Limits.orDefaults()
 	if p.Anonymous() {
 		if a.open(s) && s.document.Limits.AddressRequests == 0 {
 			return 0, nil

@@ -216,12 +216,12 @@ func (a *Authority) Allow(p Principal, repo string, act Action) error {
 	}
 	if !s.policy.allowed(p.name, admin, repo).has(act) {
 		if p.Anonymous() {
-			return oci.ErrUnauthorized.Because("%s needs an account", act)
+			return oci.ErrUnauthorized.Because("%s needs an account", act).Wrap(errScope)
 		}
 		return oci.ErrDenied.Because("%s may not %s here", p.name, act)
 	}
 	if p.grant != nil && !p.grant.repositories[repo].has(act) {
-		return oci.ErrUnauthorized.Because("the token is not for that")
+		return oci.ErrUnauthorized.Because("the token is not for that").Wrap(errScope)
 	}
 	return nil
 }
@@ -256,10 +256,10 @@ func (a *Authority) Catalog(p Principal) (sees func(repo string) bool, err error
 		return nil, err
 	}
 	if p.grant != nil && !p.grant.catalog {
-		return nil, oci.ErrUnauthorized.Because("the token is not for the catalogue")
+		return nil, oci.ErrUnauthorized.Because("the token is not for the catalogue").Wrap(errScope)
 	}
 	if p.Anonymous() && len(s.policy.anonymous) == 0 {
-		return nil, oci.ErrUnauthorized.Because("the catalogue needs an account")
+		return nil, oci.ErrUnauthorized.Because("the catalogue needs an account").Wrap(errScope)
 	}
 	mine := s.policy.about(p.name)
 	return func(repo string) bool { return mine.allowed(p.name, admin, repo).has(List) }, nil

@@ -15,23 +15,25 @@ type scenario struct {
 	nodes int
 	apart bool     // Raft has a disk of its own
 	old   bool     // the nodes begin with the older binary
+	zones bool     // the last two nodes are in another zone than the others
 	needs []string // of rig.Lacks
 	run   func(ctx context.Context, w *world, o options) error
 }
 
 func scenarios() []scenario {
 	return []scenario{
-		{"one-copy", "whoever took a push loses its disk before it could hand the bytes on", 5, false, false, []string{rig.Shaping}, oneCopy},
-		{"power", "the power goes with the answer to a push", 5, true, false, []string{rig.Disks}, power},
-		{"old-leader", "a leader that others have replaced is asked for a tag", 5, false, false, nil, oldLeader},
-		{"minority", "a leader with all non-voters is cut off from the other voters and asked for a tag", 5, false, false, nil, minority},
-		{"lost-answer", "a write's answer is lost on the way, and another write comes before it is tried again", 5, false, false, nil, lostAnswer},
-		{"bad-copy", "of two copies one is bad, and the other out of reach", 5, false, false, nil, badCopy},
-		{"leaders", "one leader after another is killed", 5, false, false, nil, leaders},
-		{"heal", "of three nodes one goes, and then its disk for good", 3, false, false, nil, heal},
-		{"upgrade", "three nodes are upgraded one by one, across a feature level, with clients at work", 3, false, true, []string{older}, upgrade},
-		{"collect", "days go by, and what was deleted goes", 5, false, false, []string{rig.Clocks}, collect},
-		{"schedule", "clients at work, and every fault in a random order", 5, false, false, nil, runSchedule},
+		{name: "one-copy", about: "whoever took a push loses its disk before it could hand the bytes on", nodes: 5, needs: []string{rig.Shaping}, run: oneCopy},
+		{name: "power", about: "the power goes with the answer to a push", nodes: 5, apart: true, needs: []string{rig.Disks}, run: power},
+		{name: "old-leader", about: "a leader that others have replaced is asked for a tag", nodes: 5, run: oldLeader},
+		{name: "minority", about: "a leader with all non-voters is cut off from the other voters and asked for a tag", nodes: 5, run: minority},
+		{name: "lost-answer", about: "a write's answer is lost on the way, and another write comes before it is tried again", nodes: 5, run: lostAnswer},
+		{name: "bad-copy", about: "of two copies one is bad, and the other out of reach", nodes: 5, run: badCopy},
+		{name: "leaders", about: "one leader after another is killed", nodes: 5, run: leaders},
+		{name: "heal", about: "of three nodes one goes, and then its disk for good", nodes: 3, run: heal},
+		{name: "upgrade", about: "three nodes are upgraded one by one, across a feature level, with clients at work", nodes: 3, old: true, needs: []string{older}, run: upgrade},
+		{name: "away", about: "the line to a site flaps, and is then cut", nodes: 5, zones: true, run: away},
+		{name: "collect", about: "days go by, and what was deleted goes", nodes: 5, needs: []string{rig.Clocks}, run: collect},
+		{name: "schedule", about: "clients at work, and every fault in a random order", nodes: 5, run: runSchedule},
 	}
 }
 

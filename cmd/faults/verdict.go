@@ -16,6 +16,7 @@ type figures struct {
 	collected int             // images that a collection had to leave alone
 	without   int             // pulls with one node gone
 	rolling   int             // pulls while one node restarts
+	cutOff    int             // pulls at a site whose line is cut
 	twoAtOnce int             // faults with a second one
 	gaps      []time.Duration // from the leader's end until every node took a write again
 	states    []sameState     // times that replicas were equal
@@ -88,6 +89,7 @@ func invariants() []invariant {
 		{"leader killed: writes again", []string{"progress"}, count("after %d kills", func(f figures) int { return len(f.gaps) }), sayGaps},
 		{"one node gone: pulls failed", []string{"one gone"}, count("of %d", func(f figures) int { return f.without }), nil},
 		{"nodes restart in turn: pulls failed", []string{"rolling", "level"}, count("of %d", func(f figures) int { return f.rolling }), nil},
+		{"line cut: wrong answers at the site", []string{"cut off"}, count("of %d pulls", func(f figures) int { return f.cutOff }), nil},
 		{"healing", []string{"healing"}, count("of %d", func(f figures) int { return len(f.heals) }), sayHeals},
 	}
 }

@@ -65,7 +65,11 @@ func newWorld(ctx context.Context, o options, s scenario, report *report) (_ *wo
 	if s.old {
 		binary = o.old
 	}
-	w.rig, err = rig.New(ctx, rig.Config{Binary: binary, Dir: dir, Nodes: s.nodes + 1, DiskSize: 4 << 30, Flags: flags, Apart: s.apart})
+	conf := rig.Config{Binary: binary, Dir: dir, Nodes: s.nodes + 1, DiskSize: 4 << 30, Flags: flags, Apart: s.apart}
+	if s.zones {
+		conf.Zone = func(number int) string { return zones[number/(s.nodes-1)] }
+	}
+	w.rig, err = rig.New(ctx, conf)
 	if err != nil {
 		return nil, err
 	}

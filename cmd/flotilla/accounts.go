@@ -23,21 +23,21 @@ const accountsPath = "/flotilla/v1/accounts"
 func accountPath(name string) string { return accountsPath + "/" + url.PathEscape(name) }
 
 func userCommand() *cobra.Command {
-	return accountCommands("user", "People who may use the mesh", `People who may use the mesh. The accounts are the same on every node. While
+	return accountCommands(auth.User, "People who may use the mesh", `People who may use the mesh. The accounts are the same on every node. While
 there is none, anyone may do everything; from the first one on, nobody may do
 anything that a rule does not allow (see flotilla apply), except for accounts
 that were added with --admin, who may do everything.`, userAddCommand())
 }
 
 func robotCommand() *cobra.Command {
-	return accountCommands("robot", "Programs that may use the mesh",
+	return accountCommands(auth.Robot, "Programs that may use the mesh",
 		`Programs that may use the mesh: accounts whose secret is made here and shown
 once, and which may expire.`, robotAddCommand())
 }
 
 // accountCommands are what users and robots have in common.
-func accountCommands(kind, short, long string, add *cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: kind, Short: short, Long: long, Args: noArguments}
+func accountCommands(kind auth.Kind, short, long string, add *cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: string(kind), Short: short, Long: long, Args: noArguments}
 	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	c.AddCommand(add, accountListCommand(kind), rotateCommand(kind), accountRemoveCommand(kind))
 	return c
@@ -55,16 +55,13 @@ func userAddCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			in := auth.NewAccount{Name: args[0], Kind: "user", Password: password, Admin: admin}
-			var made auth.MadeAccount
-			if err := r.send(c.Context(), http.MethodPost, accountsPath, in, &made); err != nil {
-				return err
-			}
-			fmt.Fprintf(c.OutOrStdout(), "%s was added\n", args[0])
-			if made.Account.Admin && !admin {
-				fmt.Fprintln(c.OutOrStdout(), "It is the first account, and so an administrator; from now on nobody else may do anything that flotilla apply does not allow.")
-			}
-			return behind(made.Everywhere)
+			in := auth.NewAccount{Name: args[0], Kind: auth.User, Password: password, Admin: admin}
+			return r.change(c, accountsPath, in, func(made auth.MadeAccount) {
+				fmt.Fprintf(c.OutOrStdout(), "%s was added\n", args[0])
+				if made.Account.Admin && !admin {
+					fmt.Fprintln(c.OutOrStdout(), "It is the first account, and so an administrator; from now on nobody else may do anything that flotilla apply does not allow.")
+				}
+			})
 		},
 	}
 	r.flags(c)
@@ -82,19 +79,16 @@ func robotAddCommand() *cobra.Command {
 		Short: "Add a robot, and print its secret",
 		Args:  oneArgument("name"),
 		RunE: func(c *cobra.Command, args []string) error {
-			in := auth.NewAccount{Name: args[0], Kind: "robot", Admin: admin}
+			in := auth.NewAccount{Name: args[0], Kind: auth.Robot, Admin: admin}
 			if expires < 0 {
 				return usageError{errors.New("--expires: want a duration such as 720h")}
 			}
 			if expires > 0 {
 				in.Expires = time.Now().Add(expires)
 			}
-			var made auth.MadeAccount
-			if err := r.send(c.Context(), http.MethodPost, accountsPath, in, &made); err != nil {
-				return err
-			}
-			fmt.Fprintln(c.OutOrStdout(), made.Secret)
-			return behind(made.Everywhere)
+			return r.change(c, accountsPath, in, func(made auth.MadeAccount) {
+				fmt.Fprintln(c.OutOrStdout(), made.Secret)
+			})
 		},
 	}
 	r.flags(c)
@@ -103,11 +97,11 @@ func robotAddCommand() *cobra.Command {
 	return c
 }
 
-func accountListCommand(kind string) *cobra.Command {
+func accountListCommand(kind auth.Kind) *cobra.Command {
 	var r remote
 	c := &cobra.Command{
 		Use:   "list",
-		Short: "List the " + kind + "s",
+		Short: "List the " + string(kind) + "s",
 		RunE: func(c *cobra.Command, _ []string) error {
 			var list auth.AccountList
 			if err := r.fetch(c.Context(), http.MethodGet, accountsPath, &list); err != nil {
@@ -116,7 +110,7 @@ func accountListCommand(kind string) *cobra.Command {
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "NAME\tADMIN\tMADE\tEXPIRES")
 			for _, a := range list.Accounts {
-				if of := string(a.Kind); of != kind && (kind != "user" || of == "robot") {
+				if a.Kind != kind && (kind != auth.User || a.Kind == auth.Robot) {
 					continue // those of a htpasswd file, and what this node cannot read, stand among the users
 				}
 				fmt.Fprintf(w, "%s\t%t\t%s\t%s\n", a.Name, a.Admin, date(a.Made), date(a.Expires))
@@ -136,60 +130,72 @@ func date(t time.Time) string {
 	return t.Format(time.RFC3339)
 }
 
-func rotateCommand(kind string) *cobra.Command {
+func rotateCommand(kind auth.Kind) *cobra.Command {
 	var r remote
 	var stdin bool
 	c := &cobra.Command{
 		Use:   "rotate NAME",
-		Short: "Give a " + kind + " a new secret; the old one, and what was logged in with it, is refused at once",
+		Short: "Give a " + string(kind) + " a new secret; the old one, and what was logged in with it, is refused at once",
 		Args:  oneArgument("name"),
 		RunE: func(c *cobra.Command, args []string) error {
 			in := auth.NewSecret{}
-			if kind == "user" {
+			if kind == auth.User {
 				var err error
 				if in.Password, err = readPassword(c, stdin); err != nil {
 					return err
 				}
 			}
-			var made auth.MadeAccount
-			if err := r.send(c.Context(), http.MethodPost, accountPath(args[0])+"/secret", in, &made); err != nil {
-				return err
-			}
-			if made.Secret != "" {
-				fmt.Fprintln(c.OutOrStdout(), made.Secret)
-			}
-			return behind(made.Everywhere)
+			return r.change(c, accountPath(args[0])+"/secret", in, func(made auth.MadeAccount) {
+				if made.Secret != "" {
+					fmt.Fprintln(c.OutOrStdout(), made.Secret)
+				}
+			})
 		},
 	}
 	r.flags(c)
-	if kind == "user" {
+	if kind == auth.User {
 		passwordFlag(c, &stdin)
 	}
 	return c
 }
 
-func accountRemoveCommand(kind string) *cobra.Command {
+func accountRemoveCommand(kind auth.Kind) *cobra.Command {
 	var r remote
 	var yes bool
 	c := &cobra.Command{
 		Use:   "remove NAME",
-		Short: "Remove a " + kind + "; what was logged in with it is refused at once",
+		Short: "Remove a " + string(kind) + "; what was logged in with it is refused at once",
 		Args:  oneArgument("name"),
 		RunE: func(c *cobra.Command, args []string) error {
-			var done auth.Done
 			path := accountPath(args[0])
 			if yes {
 				path += "?last="
 			}
-			if err := r.fetch(c.Context(), http.MethodDelete, path, &done); err != nil {
-				return err
-			}
-			return behind(done.Everywhere)
+			return r.drop(c, path)
 		},
 	}
 	r.flags(c)
 	c.Flags().BoolVar(&yes, "yes", false, "do it even if it is the last account, without which everybody may do everything")
 	return c
+}
+
+// change makes or changes an account and has tell say what came of it.
+func (r *remote) change(c *cobra.Command, path string, in any, tell func(auth.MadeAccount)) error {
+	var made auth.MadeAccount
+	if err := r.send(c.Context(), http.MethodPost, path, in, &made); err != nil {
+		return err
+	}
+	tell(made)
+	return behind(made.Everywhere)
+}
+
+// drop has the mesh forget what is at path.
+func (r *remote) drop(c *cobra.Command, path string) error {
+	var done auth.Done
+	if err := r.fetch(c.Context(), http.MethodDelete, path, &done); err != nil {
+		return err
+	}
+	return behind(done.Everywhere)
 }
 
 // behind is the error of a change that not all live nodes know of.

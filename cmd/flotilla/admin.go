@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -53,13 +51,9 @@ func (r *remote) client() (*http.Client, error) {
 	}
 	trust := &tls.Config{InsecureSkipVerify: r.insecure}
 	if r.ca != "" {
-		pem, err := os.ReadFile(r.ca)
-		if err != nil {
+		var err error
+		if trust.RootCAs, err = node.Authorities(r.ca); err != nil {
 			return nil, usageError{fmt.Errorf("--ca: %w", err)}
-		}
-		trust.RootCAs = x509.NewCertPool()
-		if !trust.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, usageError{fmt.Errorf("--ca %s: it holds no certificate in PEM", r.ca)}
 		}
 	}
 	// One request each: a connection that was kept would have no user.

@@ -114,13 +114,7 @@ func logoutCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "logout-all",
 		Short: "Refuse every token given out so far: whoever logged in with docker login does so again",
-		RunE: func(c *cobra.Command, _ []string) error {
-			var done auth.Done
-			if err := r.fetch(c.Context(), http.MethodDelete, "/flotilla/v1/tokens", &done); err != nil {
-				return err
-			}
-			return behind(done.Everywhere)
-		},
+		RunE:  func(c *cobra.Command, _ []string) error { return r.drop(c, "/flotilla/v1/tokens") },
 	}
 	r.flags(c)
 	return c

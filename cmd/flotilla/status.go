@@ -38,7 +38,7 @@ func printStatus(out io.Writer, s node.Status) error {
 	if mesh == "" {
 		mesh = "none yet"
 	}
-	fmt.Fprintf(out, "mesh     %s\nnode     %s (%s), flotilla %s\nhealth   %s\n", mesh, s.Node.Name, s.Node.ID, s.Node.Version, s.Health)
+	fmt.Fprintf(out, "mesh     %s\nnode     %s (%s), zone %s, flotilla %s\nhealth   %s\n", mesh, s.Node.Name, s.Node.ID, s.Node.Zone, s.Node.Version, s.Health)
 	for _, note := range s.Notes {
 		fmt.Fprintf(out, "         %s\n", note)
 	}
@@ -52,7 +52,51 @@ func printStatus(out io.Writer, s node.Status) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d GiB\t%s\t%s\n", m.Name, m.Zone, m.Role, state, m.Weight, m.Address, m.ID)
 	}
-	return w.Flush()
+	if len(s.Zones) > 0 {
+		if err := w.Flush(); err != nil { // a table of its own
+			return err
+		}
+		fmt.Fprintln(w, "\nFROM\tTO\tPULL\tPUSH\tREPAIR\tREBALANCE")
+	}
+	for _, z := range s.Zones {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", z.From, z.To, size(z.Pull), size(z.Push), size(z.Repair), size(z.Rebalance))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return printTransfers(out, s)
+}
+
+// printTransfers says who takes what from whom.
+func printTransfers(out io.Writer, s node.Status) error {
+	if len(s.Transfers) == 0 {
+		return nil
+	}
+	fmt.Fprintln(out)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "BLOB\tFROM\tTO\tDONE\tSIZE\tFOR")
+	for _, t := range s.Transfers {
+		reason := "a client"
+		if t.Repair {
+			reason = "repair"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", short(t.Digest), placed(t.From), placed(t.To), size(t.Received), size(t.Size), reason)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if more := s.TransfersTotal - len(s.Transfers); more > 0 {
+		fmt.Fprintf(out, "and %d more\n", more)
+	}
+	return nil
+}
+
+// placed is a node with its zone.
+func placed(n node.NodeName) string {
+	if n.Zone == "" {
+		return n.Name
+	}
+	return n.Name + " (" + n.Zone + ")"
 }
 
 func gib(n uint64) string { return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30)) }

@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	"github.com/flotilla-registry/flotilla/api/oci"
@@ -83,7 +84,7 @@ func printWhere(out io.Writer, found node.Whereabouts) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "KIND\tDIGEST\tSIZE\tHELD BY")
 	for _, p := range found.Parts {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s", strings.TrimSpace(p.Kind+" "+p.Platform), short(p), size(p.Size), heldBy(p, found.Zones))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s", strings.TrimSpace(p.Kind+" "+p.Platform), short(p.Digest), size(p.Size), heldBy(p, found.Zones))
 		if len(p.Lacking) > 0 {
 			fmt.Fprintf(w, "\tmissing at %s", listed(p.Lacking))
 		}
@@ -96,7 +97,7 @@ func printWhere(out io.Writer, found node.Whereabouts) error {
 		fmt.Fprintln(out, "there is more than this list shows")
 	}
 	for _, n := range found.Silent {
-		fmt.Fprintf(out, "%s (%s) gave no answer: what it holds is not in the list\n", n.Name, n.Zone)
+		fmt.Fprintf(out, "%s gave no answer: what it holds is not in the list\n", placed(n))
 	}
 	var sums []string
 	for _, z := range found.Zones {
@@ -114,8 +115,8 @@ func ago(d time.Duration) string {
 }
 
 // short returns as much of a digest as people tell digests apart by.
-func short(p node.ImagePart) string {
-	alg, sum, _ := strings.Cut(p.Digest.String(), ":")
+func short(d digest.Digest) string {
+	alg, sum, _ := strings.Cut(d.String(), ":")
 	return alg + ":" + sum[:min(len(sum), 12)]
 }
 

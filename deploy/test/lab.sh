@@ -12,7 +12,10 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 
 # Name, pulling hosts, Mbit/s of each host, MiB, layers, seconds between starts, fault, sites of hosts ("-": one), Mbit/s
-# between sites; then what must hold: slowest, bytes out of the seed, all bytes out per host, first byte, each line.
+# between sites; then what must hold: slowest, bytes out of the seed, all bytes out per host, first byte, each line. The
+# fault "gateway" kills the node of the last site that takes the image over the line; "copies" is none: all nodes own
+# blobs, three copies of each, and what their push sends counts too. In "idle" nobody pulls, and the line is kbit/s for each
+# node of the site.
 runs='
 n2        2 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
 n4        4 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
@@ -24,9 +27,15 @@ killed    8 100 64 1 0 kill -   -   1.35 -    -    -    -
 slow      8 100 64 1 0 slow -   -   1.25 -    -    -    -
 sites2    7 100 32 1 0 -    4,4 20  1.08 -    -    -    1.06
 sites3   11 100 32 1 0 -    4,4,4 20 1.08 -   -    -    1.06
+gone2     7 100 32 1 0 gateway 4,4 20 -   -   -    -    1.11
+gone3    11 100 32 1 0 gateway 4,4,4 20 - -   -    -    1.11
+push2     7 100 32 1 0 copies 4,4 20 -    -   -    -    1.06
+push3    11 100 32 1 0 copies 4,4,4 20 -  -   -    -    1.06
+cut       7 100 32 1 0 cut  4,4 20  5.90 -    -    -    1.08
+idle     11 100 0  0 0 idle 4,4,4 20 -   -    -    -    8
 '
 lab=flotilla-lab-$$
-hosts=() # h0 is the seed: it alone owns blobs
+hosts=() # h0 is the seed: it alone owns blobs, but for "copies"
 
 trap 'status=$?; lab_down; (exit $status); cleanup' EXIT
 
@@ -89,12 +98,13 @@ lab_down() {
   site_names=()
 }
 
-# nodes_up: a node on each host. The first founds and owns all blobs.
+# nodes_up: a node on each host. The first founds, and owns all blobs unless all do.
 nodes_up() {
   local host flags
   for host in "${hosts[@]}"; do
-    flags=(--join "$(address h0):5002" --secret-file "$work/data/h0/mesh.secret" --weight 0)
-    [[ $host != h0 ]] || flags=(--replicas 1)
+    flags=(--join "$(address h0):5002" --secret-file "$work/data/h0/mesh.secret")
+    [[ $host != h0 ]] || flags=()
+    [[ $fault == copies ]] || if [[ $host == h0 ]]; then flags=(--replicas 1); else flags+=(--weight 0); fi
     spawn "$host" ip netns exec "$lab-$host" "$flotilla" serve --name "$host" --data "$work/data/$host" --listen :5000 \
       --peer-listen :5001 --gossip-listen :5002 --advertise "$(address "$host")" --zone "site${site_of[$host]}" "${flags[@]}"
     [[ $host != h0 ]] || await 30 on h0 curl -sf http://127.0.0.1:5000/readyz || die "the seed is not ready"
@@ -129,28 +139,6 @@ push_image() {
   rm -f "$work/layer"
 }
 
-# pull_layer DIGEST: fetches and hashes one blob, and prints when its first byte came. Runs in a shell of its own.
-# shellcheck disable=SC2317
-pull_layer() {
-  local got
-  got=$({ curl -sfN "http://127.0.0.1:5000/v2/lab/image/blobs/$1" | { head -c 1; date +%s%N >&3; cat; } | sha256sum; } 3>&2)
-  [[ sha256:${got%% *} == "$1" ]]
-}
-
-# pull_image START: waits for the instant START, in nanoseconds, and pulls the image, three blobs at a time. Prints how
-# many nanoseconds after START the first byte of a layer, and the last byte of all, came. Runs in a shell of its own.
-# shellcheck disable=SC2317,SC2016
-pull_image() {
-  local now first
-  now=$(date +%s%N)
-  ((now >= $1)) || sleep "$(awk -v d="$(($1 - now))" 'BEGIN { print d / 1e9 }')"
-  first=$(curl -sf -H "Accept: $accept" http://127.0.0.1:5000/v2/lab/image/manifests/v1 | jq -r '.config.digest, .layers[].digest' |
-    xargs -P 3 -n 1 bash -c 'pull_layer "$0"' 2>&1 | sort -n | sed -n 2p) || return
-  echo "$((first - $1)) $(($(date +%s%N) - $1))"
-}
-export accept
-export -f pull_layer pull_image
-
 # counters: bytes out of every host, then over every line in each direction.
 counters() {
   local device
@@ -158,31 +146,43 @@ counters() {
   for device in ${lines[@]+"${lines[@]}"}; do echo "$device $(wire "$lab-core" "$device")"; done
 }
 
+# gateway: the host of the last site that got most bytes from the seed.
+gateway() {
+  local host
+  for host in "${hosts[@]}"; do
+    [[ ${site_of[$host]} == "${site_of[h$n]}" ]] || continue
+    echo "$(on "$host" ss -tniH dst "$(address h0)" | grep -o 'bytes_received:[0-9]*' | awk -F : '{ n += $2 } END { print n + 0 }') $host"
+  done | sort -n | awk 'END { print $2 }'
+}
+
 # measure: one round of the run that is set. Prints slowest, median, seed out, all out per puller, first byte, busiest line.
 measure() {
-  local start at host i=0 failed=0 bytes=$((mib * 1048576)) limit victim=h$((n / 2)) status
+  local start at host i=0 failed=0 bytes=$((mib * 1048576)) limit victim=- status
+  case $fault in kill | slow) victim=h$((n / 2)) ;; esac
   lab_up
   [[ $fault != slow ]] || { shape "$lab-$victim" eth0 "$((rate / 4))" && shape "$lab-core" "p$victim" "$((rate / 4))"; }
   nodes_up
+  counters >"$work/before"
   push_image
   limit=$(awk -v b="$bytes" -v r="$([[ $thin == - ]] && echo "$rate" || echo "$thin")" 'BEGIN { print b * 8 / r / 1e6 }')
   rm -f "$work"/pull.*
-  counters >"$work/before"
+  [[ $fault == copies ]] || counters >"$work/before"
   start=$(($(date +%s%N) + 1000000000 + 40000000 * n))
   for host in "${hosts[@]:1}"; do
     at=$((start + i++ * gap * 1000000000))
-    # shellcheck disable=SC2016
-    spawn "pull.$host" ip netns exec "$lab-$host" timeout 120 bash -c 'pull_image "$0"' "$at"
+    spawn "pull.$host" ip netns exec "$lab-$host" timeout 180 "$root/bin/puller" -at "$at" http://127.0.0.1:5000/v2/lab/image v1
   done
-  if [[ $fault == kill ]]; then
-    sleep "$(awk -v s="$start" -v n="$(date +%s%N)" -v l="$limit" 'BEGIN { print (s - n) / 1e9 + l / 2 }')"
-    end "$victim" KILL || true
-  fi
+  [[ $fault == - ]] || sleep "$(awk -v s="$start" -v n="$(date +%s%N)" -v l="$limit" 'BEGIN { print (s - n) / 1e9 + l / 2 }')"
+  case $fault in
+  gateway) victim=$(gateway) && { end "$victim" KILL || true; } ;;
+  kill) end "$victim" KILL || true ;;
+  cut) cut_lines 60 ;;
+  esac
   for host in "${hosts[@]:1}"; do
     status=0
     { wait "${pid[pull.$host]}"; } 2>/dev/null || status=$?
     unset "pid[pull.$host]"
-    [[ $fault == - || $host != "$victim" ]] || { rm -f "$work/pull.$host.log" && continue; }
+    [[ $host != "$victim" ]] || { rm -f "$work/pull.$host.log" && continue; }
     ((status == 0)) || { failed=1 && say "  $host failed: $(tail -n 1 "$work/pull.$host.log")" >&2; }
   done
   counters >"$work/after"
@@ -199,6 +199,29 @@ measure() {
       for (i = 2; i <= k; i++) for (j = i; j > 1 && first[j] < first[j - 1]; j--) { t = first[j]; first[j] = first[j - 1]; first[j - 1] = t }
       printf "%.3f %.3f %.3f %.3f %.3f %.3f\n", last[k] / limit, last[int((k + 1) / 2)] / limit, seed, all / k, first[int((k + 1) / 2)], line
     }' "$work/before" "$work/after" -
+}
+
+# cut_lines SECONDS: nothing passes between the sites for so long.
+cut_lines() {
+  local device
+  for device in "${lines[@]}"; do ip -n "$lab-core" link set "$device" down; done
+  sleep "$1"
+  for device in "${lines[@]}"; do ip -n "$lab-core" link set "$device" up; done
+}
+
+# measure_idle: what a mesh that nobody uses sends over the lines, in the columns of measure: kbit/s for each node of the
+# site in the last, nothing in the others.
+measure_idle() {
+  local seconds=${LAB_IDLE:-300}
+  lab_up
+  nodes_up
+  sleep 30 # what is said once at the start
+  counters >"$work/before"
+  sleep "$seconds"
+  counters | awk -v seconds="$seconds" -v nodes="${sites##*,}" '
+    NR == FNR { before[$1] = $2; next }
+    $1 !~ /^h/ { rate = ($2 - before[$1]) * 8 / 1000 / seconds / nodes; if (rate > most) most = rate }
+    END { printf "0 0 0 0 0 %.2f\n", most }' "$work/before" -
 }
 
 # medians: of each column.
@@ -227,8 +250,8 @@ if ! { ((EUID == 0)) && need ip iproute2 && need tc iproute2 && ip netns add "$l
   exit
 fi
 ip netns del "$lab-try"
-for command in curl jq; do need "$command"; done
-[[ -n ${FLOTILLA:-} ]] || build_all
+need curl
+if [[ -z ${FLOTILLA:-} ]]; then build_all; else (cd "$root" && go build -o bin/ ./cmd/puller); fi
 site_names=()
 missed=0
 say "| run | slowest / limit | rounds | median | seed out / B | all out / (N B) | first byte s | busiest line / B | |"
@@ -239,7 +262,7 @@ while read -r name n rate mib layer_count gap fault sites thin must; do
   [[ $sites != - ]] || sites=$((n + 1))
   rm -f "$work/rounds"
   for ((round = 0; round < ${LAB_ROUNDS:-1}; round++)); do
-    measure >>"$work/rounds" || say "  a round of $name failed" >&2
+    if [[ $fault == idle ]]; then measure_idle; else measure; fi >>"$work/rounds" || say "  a round of $name failed" >&2
     lab_down
   done
   [[ -s $work/rounds ]] || { say "| $name | failed |" && missed=1 && continue; }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,7 +21,8 @@ import (
 // reached, when the body it returned fails, ends early or falls silent; it
 // should then turn to another holder. Its own error ends the fill.
 //
-// A body that is a contributor is told when its blob turned out wrong.
+// A body that is a contributor is told when its blob turned out wrong. One that
+// is restrained may keep a reader waiting for longer than a source may.
 type Source = func(ctx context.Context, off int64) (body io.ReadCloser, size int64, err error)
 
 // contributor is a body whose owner wants to know whom not to ask again. Where
@@ -28,6 +30,10 @@ type Source = func(ctx context.Context, off int64) (body io.ReadCloser, size int
 // a part of it, and on the first, which said how large it is. Nobody can tell
 // which of several it was.
 type contributor interface{ Lied() }
+
+// restrained is a body that is held back at times by whoever opened it. That
+// is no silence of the source.
+type restrained interface{ Held() bool }
 
 // holdBack is how much of a blob's end no reader sees until the whole is
 // verified: nobody ever holds a complete blob of wrong bytes.
@@ -64,7 +70,7 @@ func (s *Store) fill(ctx context.Context, d digest.Digest, src Source) (io.ReadS
 			return f, size, nil
 		}
 	}
-	r, whole, err := s.join(ctx, d, src)
+	f, whole, err := s.join(ctx, d, src)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -76,13 +82,15 @@ func (s *Store) fill(ctx context.Context, d digest.Digest, src Source) (io.ReadS
 		}
 		return whole, info.Size(), nil
 	}
+	r := f.follow()
+	f.unpin()
 	select {
-	case <-r.fill.ready:
+	case <-f.ready:
 	case <-ctx.Done():
 		_ = r.Close()
 		return nil, 0, context.Cause(ctx)
 	}
-	size, err := r.fill.outcome()
+	size, err := f.outcome()
 	if err != nil {
 		_ = r.Close()
 		return nil, 0, err
@@ -90,14 +98,42 @@ func (s *Store) fill(ctx context.Context, d digest.Digest, src Source) (io.ReadS
 	return r, size, nil
 }
 
-// join returns a reader of the running download of d, or of a new one; or the
-// whole blob, where it has just been completed: a fill leaves the table only
-// after its blob has its name.
-func (s *Store) join(ctx context.Context, d digest.Digest, src Source) (*reader, *os.File, error) {
+// Obtain has d held durably when it returns nil: by the download of d that
+// runs, or by one that it starts from src, as Fill does. While nobody follows
+// the copy, its bytes are gathered and written in large pieces.
+func (s *Store) Obtain(ctx context.Context, d digest.Digest, src Source) error {
+	if _, held := s.Touch(d); held {
+		return nil
+	}
+	f, whole, err := s.join(ctx, d, src)
+	switch {
+	case err != nil:
+		return fmt.Errorf("obtain blob: %w", err)
+	case whole != nil:
+		_ = whole.Close()
+		return nil
+	}
+	defer f.unpin()
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return fmt.Errorf("obtain blob: %w", context.Cause(ctx))
+	}
+	if _, err := f.outcome(); err != nil {
+		return fmt.Errorf("obtain blob: %w", err)
+	}
+	return nil
+}
+
+// join returns the running download of d, or a new one, which the caller unpins;
+// or the whole blob, where it has just been completed: a fill leaves the table
+// only after its blob has its name.
+func (s *Store) join(ctx context.Context, d digest.Digest, src Source) (*fill, *os.File, error) {
 	s.fills.mu.Lock()
 	defer s.fills.mu.Unlock()
 	if f := s.fills.byDigest[d]; f != nil {
-		return f.follow(), nil, nil
+		f.pin()
+		return f, nil, nil
 	}
 	whole, _, err := s.open(d)
 	if err == nil {
@@ -118,10 +154,10 @@ func (s *Store) join(ctx context.Context, d digest.Digest, src Source) (*reader,
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := newFill(d, cancel, &s.stats)
 	s.fills.byDigest[d] = f
-	r := f.follow()
+	f.pin()
 	s.stats.fillsStarted.Add(1)
 	s.fills.running.Go(func() { s.run(ctx, f, src) })
-	return r, nil, nil
+	return f, nil, nil
 }
 
 // stop ends every fill and waits for it.
@@ -162,7 +198,7 @@ func (s *Store) download(ctx context.Context, f *fill, src Source) error {
 	if err != nil {
 		return err
 	}
-	w := &inflow{hash: h, wrote: f.advance, eager: true}
+	w := &inflow{hash: h, wrote: f.advance, took: f.take}
 	for barren := 0; w.file == nil || w.size < f.size; {
 		off := w.size
 		err := s.stream(ctx, f, w, src)
@@ -247,13 +283,23 @@ type watchedBody struct {
 	io.ReadCloser
 	silence time.Duration
 	timer   *time.Timer
+	reading atomic.Bool
 	spared  func() bool   // takes the closing at the context's end back, where it has not begun
 	closed  chan struct{} // closed when that closing is over
 }
 
 func watch(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, silence time.Duration) *watchedBody {
 	b := &watchedBody{ReadCloser: body, silence: silence, closed: make(chan struct{})}
-	b.timer = time.AfterFunc(silence, func() { cancel(errSilent) })
+	b.timer = time.AfterFunc(silence, func() {
+		held, ok := body.(restrained)
+		switch {
+		case !b.reading.Load(): // it ended just now
+		case ok && held.Held():
+			b.timer.Reset(silence)
+		default:
+			cancel(errSilent)
+		}
+	})
 	b.timer.Stop()
 	b.spared = context.AfterFunc(ctx, func() {
 		defer close(b.closed)
@@ -264,8 +310,12 @@ func watch(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadClos
 
 // Read counts silence only while it waits: a slow disk is no fault of the source.
 func (b *watchedBody) Read(p []byte) (int, error) {
+	b.reading.Store(true)
 	b.timer.Reset(b.silence)
-	defer b.timer.Stop()
+	defer func() {
+		b.timer.Stop()
+		b.reading.Store(false)
+	}()
 	return b.ReadCloser.Read(p)
 }
 

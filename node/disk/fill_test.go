@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,6 +115,40 @@ func TestFillBearsSlowSource(t *testing.T) {
 		}
 	})
 }
+
+// A source that is held back by whoever asked it is not silent.
+func TestFillBearsRestraint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t, Config{})
+		b, d := content(3 * smallBuffer)
+		got, err := readFill(t, s, d, func(_ context.Context, off int64) (io.ReadCloser, int64, error) {
+			return &heldBody{Reader: bytes.NewReader(b[off:])}, int64(len(b)), nil
+		})
+		if err != nil || !bytes.Equal(got, b) {
+			t.Fatalf("read %d bytes, err %v", len(got), err)
+		}
+		if n := s.Stats().SourcesReplaced; n != 0 {
+			t.Errorf("%d sources replaced", n)
+		}
+	})
+}
+
+// heldBody gives a piece and is then held back for a minute.
+type heldBody struct {
+	io.Reader
+	held atomic.Bool
+}
+
+func (h *heldBody) Read(p []byte) (int, error) {
+	n, err := h.Reader.Read(p)
+	h.held.Store(true)
+	defer h.held.Store(false)
+	time.Sleep(time.Minute)
+	return n, err
+}
+
+func (h *heldBody) Held() bool   { return h.held.Load() }
+func (h *heldBody) Close() error { return nil }
 
 func TestFillFails(t *testing.T) {
 	const size = 4 * holdBack
@@ -356,4 +391,63 @@ func TestJoinFindsBlobJustStored(t *testing.T) {
 		t.Fatalf("join = %v, %v, %v", r, whole, err)
 	}
 	must(t, whole.Close())
+}
+
+// Obtain starts a download or waits for the one that runs, and what it says is
+// there is held.
+func TestObtain(t *testing.T) {
+	s := newStore(t, Config{})
+	b, d := content(3*largeBuffer + 5)
+	w, src := pipeSource(len(b))
+	done := make(chan error, 2)
+	for range 2 {
+		go func() { done <- s.Obtain(t.Context(), d, src) }()
+	}
+	if _, err := w.Write(b[:holdBack+1]); err != nil {
+		t.Fatal(err)
+	}
+	// A reader that comes later has what was gathered written.
+	r, _, err := s.Fill(t.Context(), d, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.Write(b[holdBack+1:]); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, b) {
+		t.Errorf("read %d bytes, err %v", len(got), err)
+	}
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if !s.Has(d) {
+		t.Error("not held")
+	}
+	if err := s.Obtain(t.Context(), d, nil); err != nil {
+		t.Errorf("what is held: %v", err)
+	}
+	wantFiles(t, s, 1)
+}
+
+// Obtain says how a download failed, and that its caller waits no longer; the
+// download goes on.
+func TestObtainFails(t *testing.T) {
+	s := newStore(t, Config{})
+	b, d := content(1000)
+	wantErr(t, s.Obtain(t.Context(), d, bodyOf(make([]byte, len(b)))), oci.ErrDigestInvalid)
+	w, src := pipeSource(len(b))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	left := errors.New("left")
+	cancel(left)
+	wantErr(t, s.Obtain(ctx, d, src), left)
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Obtain(t.Context(), d, src); err != nil {
+		t.Error(err)
+	}
+	wantBlob(t, s, d, b)
 }

@@ -29,6 +29,7 @@ type fill struct {
 	digest digest.Digest
 	cancel context.CancelFunc
 	ready  chan struct{} // closed once file and size are known, or err is; of an empty blob at the end
+	done   chan struct{} // closed at the end
 	stats  *counters
 	from   []contributor // to what was written; run's alone
 
@@ -37,15 +38,16 @@ type fill struct {
 
 	file     *os.File // nil until ready
 	size     int64    // of the whole blob
-	written  int64
-	released int64 // bytes that readers may have: all but holdBack until verified
+	taken    int64    // bytes that came; what is not written yet will be as soon as somebody follows
+	released int64    // bytes that readers may have: all but holdBack until verified
 	ended    bool
 	err      error // set, after ended: why there will be no more bytes
-	users    int   // run and the open readers
+	readers  int   // that are open
+	users    int   // they, run, and whoever pinned it
 }
 
 func newFill(d digest.Digest, cancel context.CancelFunc, stats *counters) *fill {
-	f := &fill{digest: d, cancel: cancel, ready: make(chan struct{}), stats: stats, users: 1}
+	f := &fill{digest: d, cancel: cancel, ready: make(chan struct{}), done: make(chan struct{}), stats: stats, users: 1}
 	f.moved.L = &f.mu
 	return f
 }
@@ -59,11 +61,18 @@ func (f *fill) begin(file *os.File, size int64) {
 	}
 }
 
+// take notes how many bytes came, and reports whether somebody follows.
+func (f *fill) take(taken int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.taken = taken
+	return f.readers > 0
+}
+
 // advance releases bytes to the readers.
 func (f *fill) advance(written int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.written = written
 	if to := min(written, f.size-holdBack); to > f.released {
 		f.released = to
 		f.moved.Broadcast()
@@ -93,7 +102,21 @@ func (f *fill) end(err error) {
 		f.released = f.size
 	}
 	f.leave()
+	close(f.done)
 	f.moved.Broadcast()
+}
+
+// pin keeps f open for somebody who does not read it, or not yet.
+func (f *fill) pin() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.users++
+}
+
+func (f *fill) unpin() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.leave()
 }
 
 // leave gives up one use of the file; f.mu is held.
@@ -115,6 +138,7 @@ func (f *fill) follow() *reader {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.users++
+	f.readers++
 	f.stats.followers.Add(1)
 	return &reader{fill: f}
 }
@@ -149,7 +173,7 @@ func (s *Store) Follow(ctx context.Context, d digest.Digest, ahead int64) (io.Re
 		}
 	}
 	f.mu.Lock()
-	size, fit := f.size, f.err == nil && f.written > ahead
+	size, fit := f.size, f.err == nil && f.taken > ahead
 	f.mu.Unlock()
 	if !fit || ctx.Err() != nil {
 		_ = r.Close()
@@ -243,6 +267,7 @@ func (r *reader) Close() error {
 		return fs.ErrClosed
 	}
 	r.closed = true
+	f.readers--
 	f.stats.followers.Add(-1)
 	f.leave()
 	f.moved.Broadcast()

@@ -38,7 +38,9 @@ type inflow struct {
 	size  int64            // bytes in the file; once settled, hash has seen exactly these, or more where the disk failed
 	begun int64            // bytes that the kernel was asked to begin writing out
 	wrote func(size int64) // nil, or told the size reached after every write
-	eager bool             // somebody follows: pieces are written as they come, not gathered
+	// nil, or told the size reached with what is read and not written yet; true
+	// has it written at once, since somebody follows, and not gathered.
+	took func(size int64) bool
 
 	hashing chan struct{} // nil, or closed once the piece at hand is hashed
 }
@@ -106,13 +108,13 @@ func (s *Store) pour(ctx context.Context, w *inflow, r io.Reader) error {
 
 // read fills buf, or as much of it as is there where followers wait.
 func (w *inflow) read(r io.Reader, buf []byte) (n int, err error) {
-	if w.eager {
-		return r.Read(buf)
-	}
 	for n < len(buf) && err == nil {
 		var m int
 		m, err = r.Read(buf[n:])
 		n += m
+		if w.took != nil && w.took(w.size+int64(n)) && n > 0 {
+			break
+		}
 	}
 	return n, err
 }

@@ -16,6 +16,7 @@ import (
 type Node struct {
 	Name string
 	Host string // its address
+	Zone string // "" where the rig has none
 
 	number      int
 	rig         *Rig
@@ -54,6 +55,9 @@ func (n *Node) Start() error {
 	args := []string{"--net=/run/netns/" + n.Name, n.binary, "serve", "--name", n.Name, "--data", n.data,
 		"--listen", n.Host + ":5000", "--peer-listen", n.Host + ":5001", "--gossip-listen", n.Host + ":5002", "--advertise", n.Host,
 		"--weight", "16", "--scrub-rate", "4GiB", "--secret-file", n.rig.Secret()}
+	if n.Zone != "" {
+		args = append(args, "--zone", n.Zone)
+	}
 	if n.number == 1 {
 		args = append(args, n.rig.cfg.Flags...)
 	}

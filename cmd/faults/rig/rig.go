@@ -21,6 +21,8 @@ type Config struct {
 	// Apart gives Raft a file system of its own, so that its syncs do not make
 	// durable what the blobs' folder forgot to sync.
 	Apart bool
+	// Zone names the zone of each node, the first being 1; nil leaves all in one.
+	Zone func(number int) string
 }
 
 // Rig is one mesh, its lines and its disks. Methods may be called at once for
@@ -37,8 +39,12 @@ func New(ctx context.Context, cfg Config) (*Rig, error) {
 	_, none := Lacks()[Disks]
 	r := &Rig{cfg: cfg, disks: !none}
 	for i := 1; i <= cfg.Nodes; i++ {
+		zone := ""
+		if cfg.Zone != nil {
+			zone = cfg.Zone(i)
+		}
 		r.nodes = append(r.nodes, &Node{
-			Name: fmt.Sprint("n", i), Host: fmt.Sprintf("10.77.%d.2", i), number: i, rig: r, binary: cfg.Binary,
+			Name: fmt.Sprint("n", i), Zone: zone, Host: fmt.Sprintf("10.77.%d.2", i), number: i, rig: r, binary: cfg.Binary,
 			data: filepath.Join(cfg.Dir, fmt.Sprint("n", i)), image: filepath.Join(cfg.Dir, fmt.Sprintf("n%d.img", i)),
 		})
 	}
