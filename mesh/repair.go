@@ -82,6 +82,30 @@ func (p *pass) repair(ctx context.Context) error {
 	return nil
 }
 
+// asksFormer reports whether it matters who held v before: there is another
+// zone, and a copy is to be made here.
+func (p *pass) asksFormer(v *blob) bool {
+	return v.naming == wanted && v.owner && !v.held && len(v.has) > 0 && zonesOf(p.ring.Nodes()) > 1
+}
+
+// formerOwners returns the next ranks, who owned v if somebody came in between.
+func (p *pass) formerOwners(v *blob) []ring.Node {
+	ranked := p.ring.Rank(v.digest)
+	return slices.DeleteFunc(ranked[v.share:min(2*v.share, len(ranked))], func(n ring.Node) bool { return n.Down })
+}
+
+// cause tells a repair from rebalancing: whether v has fewer copies than it
+// should have, or none in a second zone, wherever they are.
+func (p *pass) cause(v *blob) Cause {
+	holders := slices.DeleteFunc(p.ring.Nodes(), func(n ring.Node) bool {
+		return n.Leaves || !slices.Contains(v.has, n.ID) && !(v.held && n.ID == p.b.id)
+	})
+	if len(holders) < len(v.owners) || zonesOf(holders) < min(2, zonesOf(v.owners)) {
+		return CauseRepair
+	}
+	return CauseRebalance
+}
+
 // mend makes the missing copies of one blob, unless nothing names it any more.
 func (p *pass) mend(ctx context.Context, r repair) {
 	named, err := p.b.names.Referenced([]digest.Digest{r.digest})
