@@ -241,7 +241,7 @@ func (p *pass) conclude(v *blob) {
 			p.b.stats.droppedBytes.Add(v.size)
 		}
 	case fetch:
-		p.plan(repair{digest: v.digest, size: v.size, copies: len(v.has), lost: v.lost, cause: p.cause(v)})
+		p.plan(repair{digest: v.digest, size: v.size, copies: len(v.has), lost: v.lost, cause: p.cause(v), keeps: v.keeps()})
 	case send:
 		p.plan(repair{digest: v.digest, size: v.size, copies: 1 + len(v.has), to: v.lacking(), cause: p.cause(v)})
 	}

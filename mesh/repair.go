@@ -34,6 +34,7 @@ type repair struct {
 	to     []string // owners to send a copy to; none: it is wanted here
 	lost   bool     // recorded as lost
 	cause  Cause    // should bytes of it cross to another zone
+	keeps  bool     // it is wanted here since the zone pins it
 }
 
 // bytes returns how many are to be moved, as far as that is known; of what
@@ -124,6 +125,9 @@ func (p *pass) mend(ctx context.Context, r repair) {
 		}
 		h.Repaired++
 		h.BytesToMove -= r.bytes()
+		if r.keeps {
+			h.Unkept--
+		}
 	})
 	if err != nil {
 		p.b.stats.repairFailed.Add(1)

@@ -55,9 +55,9 @@ func newPinsLook() pinsLook { return pinsLook{looking: make(chan struct{}, 1)} }
 const pinPage = 1000
 
 // PinStatus implements api.Pinner. Where the mesh cannot be asked, it tells what
-// this node knows: a site that is cut off wants to know what it has. It looks at every blob of the mesh and asks
-// every member about those that are pinned, so one look serves whoever asks
-// meanwhile, and for as long again as it took.
+// this node knows: a site that is cut off wants to know what it has. It looks at
+// every blob of the mesh and asks every member about those that are pinned, so
+// one look serves whoever asks meanwhile, and for as long again as it took.
 func (n *Node) PinStatus(ctx context.Context) (any, error) {
 	l := &n.pinned
 	select {
@@ -79,6 +79,9 @@ func (n *Node) PinStatus(ctx context.Context) (any, error) {
 		return l.last, nil
 	}
 	s, err := n.lookAtPins(ctx, pins)
+	if ctx.Err() != nil {
+		return nil, oci.ErrUnavailable.Wrap(context.Cause(ctx))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +212,7 @@ func (s *survey) estimate(ctx context.Context) error {
 	for id, missing := range s.to {
 		h, err := s.n.blobs.HealthOf(ctx, id)
 		if ctx.Err() != nil {
-			return oci.ErrUnavailable.Wrap(context.Cause(ctx))
+			return ctx.Err()
 		}
 		if err != nil || h.Pace <= 0 {
 			continue // it does not say, or never looked yet
