@@ -91,17 +91,19 @@ func (p *pass) asksFormer(v *blob) bool {
 
 // formerOwners returns the next ranks, who owned v if somebody came in between.
 func (p *pass) formerOwners(v *blob) []ring.Node {
-	ranked := p.ring.Rank(v.digest)
-	return slices.DeleteFunc(ranked[v.share:min(2*v.share, len(ranked))], func(n ring.Node) bool { return n.Down })
+	others := slices.DeleteFunc(p.ring.Rank(v.digest), func(n ring.Node) bool { return n.Down || owns(v.owners, n.ID) })
+	return others[:min(p.ring.Replicas(), len(others))]
 }
 
 // cause tells a repair from rebalancing: whether v has fewer copies than it
-// should have, or none in a second zone, wherever they are.
+// should have, or none in a second zone, wherever they are. A copy for a pin is
+// missing.
 func (p *pass) cause(v *blob) Cause {
 	holders := slices.DeleteFunc(p.ring.Nodes(), func(n ring.Node) bool {
 		return n.Leaves || !slices.Contains(v.has, n.ID) && !(v.held && n.ID == p.b.id)
 	})
-	if len(holders) < len(v.owners) || zonesOf(holders) < min(2, zonesOf(v.owners)) {
+	pinned := !v.held && !owns(v.owners[:v.share], p.b.id)
+	if pinned || len(holders) < v.share || zonesOf(holders) < min(2, zonesOf(v.owners)) {
 		return CauseRepair
 	}
 	return CauseRebalance
