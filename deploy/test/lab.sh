@@ -262,14 +262,16 @@ while read -r name n rate mib layer_count gap fault sites thin must; do
   [[ $sites != - ]] || sites=$((n + 1))
   played=$((played + 1))
   rm -f "$work/rounds"
+  broken=0
   for ((round = 0; round < ${LAB_ROUNDS:-1}; round++)); do
-    if [[ $fault == idle ]]; then measure_idle; else measure; fi >>"$work/rounds" || say "  a round of $name failed" >&2
+    if [[ $fault == idle ]]; then measure_idle; else measure; fi >>"$work/rounds" || { say "  a round of $name failed" >&2 && broken=1; }
     lab_down
   done
   [[ -s $work/rounds ]] || { say "| $name | failed |" && missed=$((missed + 1)) && continue; }
   read -r slowest median seed all first line < <(medians <"$work/rounds")
   read -ra bounds <<<"$must"
   verdict=$(judge "$slowest" "$seed" "$all" "$first" "$line" "${bounds[@]}")
+  ((broken == 0)) || verdict="FAILED in some round"
   [[ $verdict == ok ]] || missed=$((missed + 1))
   say "| $name | $slowest | $(cut -d ' ' -f 1 "$work/rounds" | sort -n | tr '\n' ' ')| $median | $seed | $all | $first | $line | $verdict |"
 done <<<"$runs"
