@@ -101,9 +101,16 @@ func (b *Blobs) receive(w http.ResponseWriter, r *http.Request, d digest.Digest)
 	if err := b.local.Full(); err != nil {
 		return err
 	}
+	h, begun := b.newHunt(d, true), false
+	h.repair, h.cause = readCause(r)
 	body := b.arriving(w, r, &offered{
 		r: r.Body, left: r.ContentLength,
 		control: http.NewResponseController(w), limit: b.patience.Stall,
+	}, func() Cause {
+		if !h.repair {
+			return CausePush
+		}
+		return h.why()
 	})
 	defer body.Close()
 	from, known := b.members.Ring().Node(r.Header.Get(sentBy))
@@ -114,8 +121,6 @@ func (b *Blobs) receive(w http.ResponseWriter, r *http.Request, d digest.Digest)
 	defer cancel(nil)
 	late := time.AfterFunc(underWay, func() { cancel(errUnderWay) })
 	defer late.Stop()
-	h, begun := b.newHunt(d, true), false
-	h.repair, h.cause = readCause(r)
 	err := b.local.Obtain(ctx, d, func(src context.Context, off int64) (io.ReadCloser, int64, error) {
 		if !begun {
 			begun = true

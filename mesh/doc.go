@@ -42,13 +42,14 @@
 // the head a step: how far it is, from whom it takes, and who failed it. The
 // answer is a place in line and a neighbour, and nothing is waited for to give
 // it. A newcomer gets whoever is strictly ahead of it and gives to nobody yet;
-// first others than the head, then who gave least, then the neighbour that it
-// has for the image's other layers, then who is finished, then who has most. If
-// nobody in the zone is ahead, the node turns to the sources outside, one node
-// at a time: so the blob comes in once, through the head as a rule, and through
-// whoever has most where the head died. Who gains nothing outside makes way for
-// the next after a while. A head of an earlier version, which knows of no lines,
-// is passed by: the node turns to the sources at once.
+// first who is not known to be slow, then others than the head, then who gave
+// least, then the neighbour that it has for the image's other layers, then who
+// is finished, then who has most. If nobody in the zone is ahead, the node
+// turns to the sources outside, one node at a time: so the blob comes in once,
+// through the head as a rule, and through whoever has most where the head died.
+// Who gains nothing outside makes way for the next after a while. A head of an
+// earlier version, which knows of no lines, is passed by: the node turns to the
+// sources at once.
 //
 // Four times a second each node reports, and at the end of all but small blobs.
 // The head may answer with another neighbour (neighbour.go): somebody of the

@@ -59,14 +59,16 @@ type ledger struct {
 
 	mu    sync.Mutex
 	lines map[digest.Digest]*line
-	last  int64 // the place given last, or the head's own
-	first int64 // the head's own place: before all that it gives
+	slow  map[string]time.Time // nodes that held up others, and until when that counts
+	last  int64                // the place given last, or the head's own
+	first int64                // the head's own place: before all that it gives
 }
 
 // line is those who fill, or have, one blob.
 type line struct {
 	touched time.Time
 	nodes   map[string]*member
+	slow    map[string]time.Time // the ledger's
 }
 
 // member is one of a line.
@@ -94,7 +96,7 @@ type member struct {
 }
 
 func newLedger(self string, now time.Time) *ledger {
-	return &ledger{self: self, lines: map[digest.Digest]*line{}, first: now.UnixNano(), last: now.UnixNano()}
+	return &ledger{self: self, lines: map[digest.Digest]*line{}, slow: map[string]time.Time{}, first: now.UnixNano(), last: now.UnixNano()}
 }
 
 // step takes down what s says and answers it. head is what this node itself
@@ -156,7 +158,8 @@ func (l *ledger) line(d digest.Digest, now time.Time) *line {
 			}
 			delete(l.lines, idle)
 		}
-		n = &line{nodes: map[string]*member{}}
+		maps.DeleteFunc(l.slow, func(_ string, until time.Time) bool { return !now.Before(until) })
+		n = &line{nodes: map[string]*member{}, slow: l.slow}
 		l.lines[d] = n
 	}
 	n.touched = now

@@ -167,6 +167,23 @@ func TestNeighbours(t *testing.T) {
 			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
 			return c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
 		}, "a"},
+		{"a slow one last in all lines", func(c *crowd) string {
+			c.line4(4 << 20)
+			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+			c.say("other", step{Node: "a", Ask: true})
+			c.say("other", step{Node: "b", Ask: true})
+			return c.say("other", step{Node: "c", Ask: true}) // shares a with b
+		}, "a"},
+		{"a slow one as any other after a while", func(c *crowd) string {
+			c.line4(4 << 20)
+			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+			c.now = c.now.Add(slowMemory)
+			c.say("other", step{Node: "a", Ask: true})
+			c.say("other", step{Node: "b", Ask: true})
+			return c.say("other", step{Node: "c", Ask: true})
+		}, "b"},
 		{"not past one that is as fast as its source", func(c *crowd) string {
 			c.line4(15 << 20)
 			return c.say("blob", step{Node: "c", At: 14 << 20, From: "b"})

@@ -16,6 +16,9 @@ const (
 	// maxTries is how many slow neighbours a node is taken away from, though
 	// they have what it lacks: after that, it is slow itself.
 	maxTries = 2
+	// slowMemory is how long a slow node is named last, in all lines: an image is
+	// many blobs.
+	slowMemory = time.Minute
 )
 
 // takers counts who takes from whom, without m.
@@ -29,10 +32,11 @@ func (n *line) takers(m *member, now time.Time) map[string]int {
 	return takers
 }
 
-// neighbour names whom m is to take from: somebody strictly ahead of it. Who
-// gives to nobody now comes first, of these all but the head, then who gave
-// least, so that no link carries the blob twice while another is idle; then the
-// usual neighbour, then who is finished, and then who has most.
+// neighbour names whom m is to take from: somebody strictly ahead of it. Slow
+// nodes come last. Who gives to nobody now comes first, of these all but the
+// head, then who gave least, so that no link carries the blob twice while
+// another is idle; then the usual neighbour, then who is finished, and then who
+// has most.
 func (n *line) neighbour(m *member, head, usual string, now time.Time) *member {
 	takers, fed := n.takers(m, now), n.fed(m)
 	var best *member
@@ -41,6 +45,7 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) *member {
 			continue
 		}
 		if best == nil || cmp.Or(
+			later(now.Before(n.slow[c.node]), now.Before(n.slow[best.node])),
 			cmp.Compare(takers[c.node], takers[best.node]),
 			later(c.node == head, best.node == head),
 			cmp.Compare(c.gave, best.gave),
@@ -55,10 +60,11 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) *member {
 	return best
 }
 
-// idle is neighbour, of those whom nobody takes from and m neither.
+// idle is neighbour, of those who are not slow and whom nobody takes from, m
+// neither.
 func (n *line) idle(m *member, head string, now time.Time) *member {
 	to := n.neighbour(m, head, "", now)
-	if to == nil || to.node == m.from || n.takers(m, now)[to.node] > 0 {
+	if to == nil || to.node == m.from || now.Before(n.slow[to.node]) || n.takers(m, now)[to.node] > 0 {
 		return nil
 	}
 	return to
@@ -123,6 +129,8 @@ func (n *line) better(m *member, head string, now time.Time) *member {
 	if slowLink {
 		m.tries++
 		m.leave(from.node, now.Add(lineMemory))
+	} else {
+		n.slow[from.node] = now.Add(slowMemory)
 	}
 	return to
 }

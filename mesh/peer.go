@@ -218,7 +218,7 @@ func (d deadlined) Write(p []byte) (int, error) {
 // serveUpload makes a handler of one thing that is done to an upload here.
 func (b *Blobs) serveUpload(do func(r *http.Request, u oci.Upload) (int64, error)) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		r.Body = b.arriving(w, r, r.Body)
+		r.Body = b.arriving(w, r, r.Body, func() Cause { return CausePush })
 		size, err := do(r, oci.Upload{Repo: r.URL.Query().Get("repo"), ID: r.PathValue("id")})
 		if err != nil {
 			return err

@@ -26,9 +26,9 @@ const (
 )
 
 // rates is the limits of what comes into this zone, one for each other zone.
-// One node of the zone, the pair's keeper, has the bucket from which all nodes
+// One node of the zone, the pair's warden, has the bucket from which all nodes
 // of the zone take leave to read on, so that the limit holds for all of them
-// together. The keeper's setting is what counts. A node to which it gives no
+// together. The warden's setting is what counts. A node to which it gives no
 // answer goes on with its share of the rate.
 type rates struct {
 	perSecond int64         // this node's setting; 0 is no limit
@@ -42,44 +42,44 @@ func newRates(perSecond int64) rates {
 	return rates{perSecond: perSecond, asking: make(chan struct{}, maxAsking), quotas: map[string]*quota{}}
 }
 
-// quota is the way from one other zone into this one.
+// quota is what may come into this zone from one other.
 type quota struct {
-	kept *bucket // the zone's, for when this node is the keeper
+	kept *bucket // the zone's, for when this node is the warden
 
 	mu    sync.Mutex
-	rate  int64     // as the keeper last said, at first this node's own
+	rate  int64     // as the warden last said, at first this node's own
 	heard time.Time // when it said so
-	alone time.Time // until then the keeper is not asked
-	share *bucket   // this node's, for when the keeper gives no answer
+	alone time.Time // until then the warden is not asked
+	share *bucket   // this node's, for when the warden gives no answer
 }
 
-// quota returns the way from a zone of the mesh.
+// quota returns that of a zone of the mesh.
 func (r *rates) quota(from string) *quota {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	l := r.quotas[from]
-	if l == nil {
-		l = &quota{rate: r.perSecond}
+	q := r.quotas[from]
+	if q == nil {
+		q = &quota{rate: r.perSecond}
 		if r.perSecond > 0 {
-			l.kept = newBucket(r.perSecond)
+			q.kept = newBucket(r.perSecond)
 		}
-		r.quotas[from] = l
+		r.quotas[from] = q
 	}
-	return l
+	return q
 }
 
 // piece returns how much is read at once: so little that who follows the copy
 // sees it grow.
-func (l *quota) piece() int64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.rate == 0 {
+func (q *quota) piece() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.rate == 0 {
 		return maxLeave
 	}
-	return grantOf(l.rate)
+	return grantOf(q.rate)
 }
 
-// wish is what a node asks of the keeper: leave to read on.
+// wish is what a node asks of the warden: leave to read on.
 type wish struct {
 	From   string        `json:"from"` // the zone where the bytes come from
 	Cause  Cause         `json:"cause"`
@@ -87,15 +87,15 @@ type wish struct {
 	Waited time.Duration `json:"waited"` // nanoseconds, in requests before this one
 }
 
-// leave is the keeper's answer.
+// leave is the warden's answer.
 type leave struct {
 	Bytes int64 `json:"bytes"` // that may come in; 0 says to ask again
 	Rate  int64 `json:"rate"`  // bytes a second for the zone; 0 is no limit
 }
 
-// keeper returns the node of this zone that keeps the rate of what comes from
+// warden returns the node of this zone that keeps the rate of what comes from
 // another one, and how many nodes of this zone are alive.
-func (b *Blobs) keeper(from string) (id string, live int64) {
+func (b *Blobs) warden(from string) (id string, live int64) {
 	pair := digest.FromString(from + " " + b.zone)
 	for _, n := range b.members.Ring().Gateway(pair, b.zone) {
 		if n.Down && n.ID != b.id {
@@ -124,54 +124,54 @@ func (b *Blobs) obtain(ctx context.Context, from string, why func() Cause, n int
 	}
 }
 
-// wishFor asks once: the keeper, or where that gives no answer the share of
+// wishFor asks once: the warden, or where that gives no answer the share of
 // this node.
 func (b *Blobs) wishFor(ctx context.Context, w wish) (int64, error) {
-	l := b.rates.quota(w.From)
-	keeper, live := b.keeper(w.From)
-	if keeper == b.id {
-		return b.grant(ctx, l.kept, w)
+	q := b.rates.quota(w.From)
+	warden, live := b.warden(w.From)
+	if warden == b.id {
+		return b.grant(ctx, q.kept, w)
 	}
 	now := time.Now()
-	l.mu.Lock()
-	free := l.rate == 0 && now.Sub(l.heard) < freeFor
-	alone := now.Before(l.alone) || b.avoids(keeper)
-	l.mu.Unlock()
+	q.mu.Lock()
+	free := q.rate == 0 && now.Sub(q.heard) < freeFor
+	alone := now.Before(q.alone) || b.avoids(warden)
+	q.mu.Unlock()
 	if free {
 		return w.Bytes, nil
 	}
 	if !alone {
-		answer, err := b.askKeeper(ctx, keeper, w)
+		answer, err := b.askWarden(ctx, warden, w)
 		if ctx.Err() != nil {
 			return 0, context.Cause(ctx)
 		}
-		l.mu.Lock()
+		q.mu.Lock()
 		if err == nil {
-			l.rate, l.heard = answer.Rate, time.Now()
-			l.mu.Unlock()
+			q.rate, q.heard = answer.Rate, time.Now()
+			q.mu.Unlock()
 			return answer.Bytes, nil
 		}
-		l.alone = time.Now().Add(avoidance)
-		l.mu.Unlock()
-		b.log.Debug("the keeper of a rate does not answer: this node goes on with its share", "node", keeper, "from", w.From, "err", err)
+		q.alone = time.Now().Add(avoidance)
+		q.mu.Unlock()
+		b.log.Debug("the warden of a rate does not answer: this node goes on with its share", "node", warden, "from", w.From, "err", err)
 	}
-	return b.grant(ctx, l.own(live), w)
+	return b.grant(ctx, q.own(live), w)
 }
 
 // own returns the bucket of this node alone, one of live nodes; nil where there
 // is no limit.
-func (l *quota) own(live int64) *bucket {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.rate == 0 {
+func (q *quota) own(live int64) *bucket {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.rate == 0 {
 		return nil
 	}
-	share := max(1, l.rate/live)
-	if l.share == nil {
-		l.share = newBucket(share)
+	share := max(1, q.rate/live)
+	if q.share == nil {
+		q.share = newBucket(share)
 	}
-	l.share.setRate(share)
-	return l.share
+	q.share.setRate(share)
+	return q.share
 }
 
 // grant takes from a bucket what w asks for, waiting no longer than a node that
@@ -189,12 +189,12 @@ func (b *Blobs) grant(ctx context.Context, from *bucket, w wish) (int64, error) 
 	return n, nil
 }
 
-func (b *Blobs) askKeeper(ctx context.Context, keeper string, w wish) (leave, error) {
+func (b *Blobs) askWarden(ctx context.Context, warden string, w wish) (leave, error) {
 	body, err := json.Marshal(w)
 	if err != nil {
 		return leave{}, err
 	}
-	answer, err := b.call(ctx, b.patience.Answer, http.MethodPost, keeper, "/blobs/leave", body)
+	answer, err := b.call(ctx, b.patience.Answer, http.MethodPost, warden, "/blobs/leave", body)
 	if err != nil {
 		return leave{}, err
 	}
@@ -205,7 +205,7 @@ func (b *Blobs) askKeeper(ctx context.Context, keeper string, w wish) (leave, er
 	return l, nil
 }
 
-// serveLeave answers a node of this zone that takes this one for the keeper. A
+// serveLeave answers a node of this zone that takes this one for the warden. A
 // request waits for a moment only, and not at all once the asker has gone.
 func (b *Blobs) serveLeave(w http.ResponseWriter, r *http.Request) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAnswer))
@@ -216,8 +216,8 @@ func (b *Blobs) serveLeave(w http.ResponseWriter, r *http.Request) error {
 	if err := json.Unmarshal(body, &ask); err != nil || ask.Bytes <= 0 || ask.Cause.rank() < 0 || ask.Waited < 0 {
 		return oci.ErrUnsupported.Because("a wish that cannot be read")
 	}
-	if ask.From == b.zone || !b.knows(ask.From) {
-		return oci.ErrUnsupported.Because("nothing comes from zone %.40q", ask.From)
+	if asker, known := b.members.Ring().Node(caller(r.Context())); !known || asker.Zone != b.zone || ask.From == b.zone || !b.knows(ask.From) {
+		return oci.ErrUnsupported.Because("leave for what comes from zone %.40q is not had here", ask.From)
 	}
 	select {
 	case b.rates.asking <- struct{}{}:
@@ -323,15 +323,14 @@ func (b *Blobs) across(ctx context.Context, body io.ReadCloser, node string, lef
 // arriving returns body, of the request r, held back where r is of another
 // zone. The sender hears that with 102 (Processing, RFC 2518 section 10.1), until
 // the body is closed.
-func (b *Blobs) arriving(w http.ResponseWriter, r *http.Request, body io.ReadCloser) io.ReadCloser {
-	zone, cause, ok := b.announced(r.Header)
+func (b *Blobs) arriving(w http.ResponseWriter, r *http.Request, body io.ReadCloser, why func() Cause) io.ReadCloser {
+	zone, _, ok := b.announced(r)
 	if !ok {
 		return body
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	return &crossing{
-		body: body, b: b, ctx: ctx, cancel: cancel, from: zone, left: r.ContentLength,
-		why:  func() Cause { return cause },
+		body: body, b: b, ctx: ctx, cancel: cancel, from: zone, why: why, left: r.ContentLength,
 		tell: func() { w.WriteHeader(http.StatusProcessing) }, told: time.Now(),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"net/http/httptrace"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,7 +28,7 @@ func (f fixed) Ring() *ring.Ring       { return ring.New(f, 1) }
 func (fixed) Down(string) bool         { return false }
 func (fixed) Changed() <-chan struct{} { return nil }
 
-// receiver is the only node of zone a, and so the keeper of what comes from b.
+// receiver is the only node of zone a, and so the warden of what comes from b.
 func receiver(t *testing.T, rate int64) *Blobs {
 	b := NewBlobs(BlobsConfig{
 		ID: "here", Zone: "a", ZoneRate: rate, Log: slog.New(slog.DiscardHandler),
@@ -180,14 +181,18 @@ func TestCrossingCloses(t *testing.T) {
 func TestOutgoingHeldBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		o := newOutgoing(strings.NewReader("x"), limits{stall: 10 * time.Second, answer: 15 * time.Second, down: func() bool { return false }}, cancel)
+		var slow atomic.Int64
+		o := newOutgoing(strings.NewReader("x"), limits{
+			stall: 10 * time.Second, answer: 15 * time.Second,
+			down: func() bool { return false }, slow: func() { slow.Add(1) },
+		}, cancel)
 		wait := func() {
 			for range 20 {
 				time.Sleep(9 * time.Second)
 				_ = o.alive(http.StatusProcessing, nil)
 			}
-			if ctx.Err() != nil {
-				t.Fatalf("given up: %v", context.Cause(ctx))
+			if ctx.Err() != nil || slow.Load() > 0 {
+				t.Fatalf("given up: %v; called slow %d times", context.Cause(ctx), slow.Load())
 			}
 		}
 		wait()
@@ -205,7 +210,12 @@ func TestOutgoingHeldBack(t *testing.T) {
 // TestLeave: what is no wish is refused, and an asker that goes leaves nothing.
 func TestLeave(t *testing.T) {
 	b := receiver(t, 1) // one grant, and then none for an hour
-	ask := asker(t, b)
+	ask := asker(t, b, "near")
+	for _, other := range []string{"", "far", "unknown"} {
+		if status, answer := asker(t, b, other)(t.Context(), `{"from":"b","cause":"pull","bytes":1}`); status != http.StatusBadRequest {
+			t.Errorf("asked by node %q: %d %s", other, status, answer)
+		}
+	}
 	for _, row := range []struct{ name, body string }{
 		{"nothing", ""},
 		{"no JSON", "x"},
@@ -239,11 +249,11 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// TestLeaveCancelled: an asker that goes leaves nothing at the keeper.
+// TestLeaveCancelled: an asker that goes leaves nothing at the warden.
 func TestLeaveCancelled(t *testing.T) {
 	b := receiver(t, 1)
 	b.patience.Answer = time.Hour // a request waits for a quarter of that
-	ask := asker(t, b)
+	ask := asker(t, b, "near")
 	ctx, cancel := context.WithCancel(t.Context())
 	var asking sync.WaitGroup
 	for range 10 {
@@ -255,9 +265,11 @@ func TestLeaveCancelled(t *testing.T) {
 	soon(t, "nothing is left", func() bool { return b.claims() == 0 && len(b.rates.asking) == 0 })
 }
 
-// asker returns what asks b for leave, over a socket.
-func asker(t *testing.T, b *Blobs) func(ctx context.Context, body string) (status int, answer string) {
-	srv := httptest.NewServer(b.PeerHandler())
+// asker returns what asks b for leave as node, over a socket.
+func asker(t *testing.T, b *Blobs, node string) func(ctx context.Context, body string) (status int, answer string) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b.PeerHandler().ServeHTTP(w, r.WithContext(WithCaller(r.Context(), node)))
+	}))
 	t.Cleanup(srv.Close)
 	return func(ctx context.Context, body string) (int, string) {
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL+"/blobs/leave", strings.NewReader(body))
@@ -296,9 +308,9 @@ func TestAddTraffic(t *testing.T) {
 	}
 }
 
-// TestKeeper: all nodes of a zone name the same keeper, which is alive, and
+// TestWarden: all nodes of a zone name the same warden, which is alive, and
 // each pair of zones may have another one.
-func TestKeeper(t *testing.T) {
+func TestWarden(t *testing.T) {
 	nodes := fixed{{ID: "x", Zone: "b"}}
 	for i := range 5 {
 		nodes = append(nodes, ring.Node{ID: fmt.Sprint(i), Zone: "a"})
@@ -315,18 +327,18 @@ func TestKeeper(t *testing.T) {
 				continue
 			}
 			b := &Blobs{id: n.ID, zone: "a", members: nodes}
-			keeper, live := b.keeper("b")
-			named[keeper] = true
-			if (keeper == first) == down || down && live != 4 || !down && live != 5 {
-				t.Errorf("node %s names %s of %d, the first of them down: %v", n.ID, keeper, live, down)
+			warden, live := b.warden("b")
+			named[warden] = true
+			if (warden == first) == down || down && live != 4 || !down && live != 5 {
+				t.Errorf("node %s names %s of %d, the first of them down: %v", n.ID, warden, live, down)
 			}
 		}
 		if len(named) != 1 {
-			t.Errorf("keepers: %v", named)
+			t.Errorf("wardens: %v", named)
 		}
 	}
 	alone := &Blobs{id: "new", zone: "c", members: nodes}
-	if keeper, live := alone.keeper("b"); keeper != "new" || live != 1 {
-		t.Errorf("a node that is no member yet names %s of %d", keeper, live)
+	if warden, live := alone.warden("b"); warden != "new" || live != 1 {
+		t.Errorf("a node that is no member yet names %s of %d", warden, live)
 	}
 }

@@ -2,6 +2,7 @@ package mesh_test
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -17,7 +18,7 @@ import (
 	"github.com/flotilla-registry/flotilla/mesh/ring"
 )
 
-// rated is a cluster with a rate between its zones. No answer of a keeper is
+// rated is a cluster with a rate between its zones. No answer of a warden is
 // late, however busy the machine is.
 func rated(rate int64, replicas int) option {
 	return option{
@@ -27,9 +28,9 @@ func rated(rate int64, replicas int) option {
 	}
 }
 
-// crossed returns what all nodes received from zone from in zone to, and what
+// between returns what all nodes received from zone from in zone to, and what
 // they sent there, for cause.
-func (c *cluster) crossed(from, to string, cause mesh.Cause) (received, sent int64) {
+func (c *cluster) between(from, to string, cause mesh.Cause) (received, sent int64) {
 	count := func(list []mesh.Traffic) (n int64) {
 		for _, t := range list {
 			if t.From == from && t.To == to && t.Cause == cause {
@@ -46,9 +47,9 @@ func (c *cluster) crossed(from, to string, cause mesh.Cause) (received, sent int
 	return received, sent
 }
 
-// keeperOf returns the nodes of zone to, the keeper of what comes from another
+// wardenOf returns the nodes of zone to, the warden of what comes from another
 // zone first.
-func (c *cluster) keeperOf(from, to string) (peers []*peer) {
+func (c *cluster) wardenOf(from, to string) (peers []*peer) {
 	for _, n := range c.Ring().Gateway(digest.FromString(from+" "+to), to) {
 		peers = append(peers, c.peer(n.ID))
 	}
@@ -67,12 +68,12 @@ func (p *peer) wishes() *atomic.Int64 {
 	return n
 }
 
-// TestZoneRate: the rate holds for all nodes of a zone together, as the keeper
+// TestZoneRate: the rate holds for all nodes of a zone together, as the warden
 // has it, and what crosses is counted where it leaves and where it arrives.
 func TestZoneRate(t *testing.T) {
 	const rate, size, blobs = 256 << 10, 64 << 10, 12
 	c := newCluster(t, rated(rate, 1), "-a", "-a", "-a", "b")
-	peers := c.keeperOf("b", "a")
+	peers := c.wardenOf("b", "a")
 	first, second, third := peers[0].wishes(), peers[1].wishes(), peers[2].wishes()
 	var pulls sync.WaitGroup
 	for i := range uint64(blobs) {
@@ -88,7 +89,7 @@ func TestZoneRate(t *testing.T) {
 	}
 	pulls.Wait()
 	took := time.Since(began)
-	received, sent := c.crossed("b", "a", mesh.CausePull)
+	received, sent := c.between("b", "a", mesh.CausePull)
 	if received < blobs*size || sent < received {
 		t.Errorf("%d bytes received, %d sent, of %d", received, sent, blobs*size)
 	}
@@ -97,20 +98,20 @@ func TestZoneRate(t *testing.T) {
 		t.Errorf("%d bytes in %v, want at most %d", received, took, most)
 	}
 	if first.Load() == 0 || second.Load()+third.Load() != 0 {
-		t.Errorf("the keeper was asked %d times, the others %d", first.Load(), second.Load()+third.Load())
+		t.Errorf("the warden was asked %d times, the others %d", first.Load(), second.Load()+third.Load())
 	}
 }
 
-// TestZoneRateOfKeeper: a node without a rate, and one with another, keep to
-// what the keeper has; and where the keeper has none, there is none.
-func TestZoneRateOfKeeper(t *testing.T) {
+// TestZoneRateOfWarden: a node without a rate, and one with another, keep to
+// what the warden has; and where the warden has none, there is none.
+func TestZoneRateOfWarden(t *testing.T) {
 	for _, row := range []struct {
 		name          string
-		keeper, other int64
+		warden, other int64
 	}{
-		{"the keeper alone has one", 256 << 10, 0},
-		{"the keeper's is lower", 256 << 10, 1 << 30},
-		{"the keeper has none", 0, 1},
+		{"the warden alone has one", 256 << 10, 0},
+		{"the warden's is lower", 256 << 10, 1 << 30},
+		{"the warden has none", 0, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			opt := rated(0, 1)
@@ -118,26 +119,26 @@ func TestZoneRateOfKeeper(t *testing.T) {
 			opt.config = func(cfg *mesh.BlobsConfig) {
 				cfg.ZoneRate = row.other
 				if cfg.ID == first {
-					cfg.ZoneRate = row.keeper
+					cfg.ZoneRate = row.warden
 				}
 			}
 			c := newCluster(t, opt, "-a", "-a", "b")
-			other := c.keeperOf("b", "a")[1]
+			other := c.wardenOf("b", "a")[1]
 			content, _ := contentFor(t, 1<<20, func(d digest.Digest) bool { return c.Ring().Head(d, "a")[0].ID == other.id })
 			c.nodes[2].hold(t, content)
 			began := time.Now()
 			other.mustRead(t, content)
-			// The first piece is read before the keeper has told its rate.
-			if took := time.Since(began); row.keeper > 0 && took < 2*time.Second {
+			// The first piece is read before the warden has told its rate.
+			if took := time.Since(began); row.warden > 0 && took < 2*time.Second {
 				t.Errorf("1 MiB took %v at 256 KiB a second", took)
 			}
 		})
 	}
 }
 
-// TestZoneRateKeeperLost: without an answer from the keeper a node goes on, as
+// TestZoneRateWardenLost: without an answer from the warden a node goes on, as
 // fast as its share of the rate.
-func TestZoneRateKeeperLost(t *testing.T) {
+func TestZoneRateWardenLost(t *testing.T) {
 	const rate = 256 << 10
 	for _, row := range []struct {
 		name   string
@@ -153,16 +154,16 @@ func TestZoneRateKeeperLost(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := newCluster(t, rated(rate, 1), "-a", "-a", "b")
-			peers := c.keeperOf("b", "a")
-			keeper, other := peers[0], peers[1]
+			peers := c.wardenOf("b", "a")
+			warden, other := peers[0], peers[1]
 			content, _ := contentFor(t, rate, func(d digest.Digest) bool { return c.Ring().Head(d, "a")[0].ID == other.id })
 			c.nodes[2].hold(t, content)
 			asked := new(atomic.Int64)
 			if row.tamper == nil {
-				asked = keeper.wishes()
-				c.setDown(keeper, true)
+				asked = warden.wishes()
+				c.setDown(warden, true)
 			} else {
-				keeper.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				warden.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 					if r.URL.Path == "/blobs/leave" {
 						row.tamper(w, r, next)
 						return
@@ -217,7 +218,7 @@ func TestZoneRateOfPush(t *testing.T) {
 	if took := time.Since(began); took < 800*time.Millisecond {
 		t.Errorf("a second's bytes took %v", took)
 	}
-	if received, sent := c.crossed("b", "a", mesh.CausePush); received != rate || sent != rate {
+	if received, sent := c.between("b", "a", mesh.CausePush); received != rate || sent != rate {
 		t.Errorf("%d bytes received, %d sent, want %d", received, sent, rate)
 	}
 
@@ -230,7 +231,7 @@ func TestZoneRateOfPush(t *testing.T) {
 	if took := time.Since(began); took < 800*time.Millisecond {
 		t.Errorf("a second's bytes of an upload took %v", took)
 	}
-	if received, sent := c.crossed("b", "a", mesh.CausePush); received != rate || sent != rate {
+	if received, sent := c.between("b", "a", mesh.CausePush); received != rate || sent != rate {
 		t.Errorf("of an upload %d bytes received, %d sent, want %d", received, sent, rate)
 	}
 }
@@ -254,7 +255,6 @@ func TestPushHeldBackIsAlive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Flotilla-Zone", "b")
 	req.Header.Set("Flotilla-Cause", "push")
 	client := c.client(c.nodes[1].id)
 	defer client.CloseIdleConnections()
@@ -265,6 +265,56 @@ func TestPushHeldBackIsAlive(t *testing.T) {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusCreated || alive.Load() == 0 || !c.nodes[0].holds(d) {
 		t.Errorf("status %d, alive said %d times", resp.StatusCode, alive.Load())
+	}
+}
+
+// TestCopyOfRepairHurries: a copy that a repair sends is a pull's once a client
+// waits for it.
+func TestCopyOfRepairHurries(t *testing.T) {
+	c := newCluster(t, rated(256<<10, 1), "a", "b")
+	content := bytesOf(1, 256<<10)
+	d := digest.FromBytes(content)
+	body, rest := io.Pipe()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://"+c.nodes[0].id+"/blobs/"+d.String(), body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.ContentLength = int64(len(content))
+	req.Header.Set("Flotilla-Node", c.nodes[1].id)
+	req.Header.Set("Flotilla-Repair", "repair")
+	req.Header.Set("Flotilla-Cause", "repair")
+	client := c.client(c.nodes[1].id)
+	defer client.CloseIdleConnections()
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusCreated {
+			t.Errorf("status %d", resp.StatusCode)
+		}
+	})
+	if _, err := rest.Write(content[:64<<10]); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it has begun", func() bool { n, _ := c.between("b", "a", mesh.CauseRepair); return n > 0 })
+	f, _, err := c.nodes[0].blobs.Open(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := rest.Write(content[64<<10:]); err != nil {
+		t.Fatal(err)
+	}
+	_ = rest.Close()
+	sending.Wait()
+	repair, _ := c.between("b", "a", mesh.CauseRepair)
+	pull, _ := c.between("b", "a", mesh.CausePull)
+	if repair+pull != int64(len(content)) || pull < 128<<10 {
+		t.Errorf("%d bytes came as a repair's and %d as a pull's", repair, pull)
 	}
 }
 
@@ -292,7 +342,7 @@ func TestPullPassesRepair(t *testing.T) {
 			defer close(pass)
 			c.nodes[0].reconcile(t)
 		}()
-		until(t, "the repair has begun", func() bool { n, _ := c.crossed("b", "a", mesh.CauseRepair); return n >= piece/2 })
+		until(t, "the repair has begun", func() bool { n, _ := c.between("b", "a", mesh.CauseRepair); return n >= piece/2 })
 		return c, repaired, open, pass
 	}
 	t.Run("pulls come later", func(t *testing.T) {
@@ -309,7 +359,7 @@ func TestPullPassesRepair(t *testing.T) {
 				pulled.Add(1)
 			})
 		}
-		until(t, "all pulls have begun", func() bool { n, _ := c.crossed("b", "a", mesh.CausePull); return n >= 2*piece })
+		until(t, "all pulls have begun", func() bool { n, _ := c.between("b", "a", mesh.CausePull); return n >= 2*piece })
 		close(open)
 		<-pass
 		if pulled.Load() != 4 {
@@ -326,7 +376,7 @@ func TestPullPassesRepair(t *testing.T) {
 		defer f.Close()
 		close(open)
 		<-pass
-		if n, _ := c.crossed("b", "a", mesh.CausePull); n == 0 {
+		if n, _ := c.between("b", "a", mesh.CausePull); n == 0 {
 			t.Error("nothing came in as a pull")
 		}
 	})
@@ -382,7 +432,7 @@ func TestCausesOfRepair(t *testing.T) {
 			}
 			var moved int64
 			for _, from := range []string{"a", "b", "c"} {
-				n, _ := c.crossed(from, row.to, row.cause)
+				n, _ := c.between(from, row.to, row.cause)
 				moved += n
 			}
 			if moved == 0 {

@@ -385,29 +385,3 @@ func (p *pass) poll(ctx context.Context, about map[string][]*blob, membership st
 	}
 	_ = asking.Wait() // always nil
 }
-
-// asksFormer reports whether it matters who held v before: there is another
-// zone, and a copy is to be made here, as the ring has it.
-func (p *pass) asksFormer(v *blob) bool {
-	return v.naming == wanted && v.owner && !v.keeps() && !v.held && len(v.has) > 0 && zonesOf(p.ring.Nodes()) > 1
-}
-
-// formerOwners returns the next ranks, who owned v if somebody came in between.
-func (p *pass) formerOwners(v *blob) []ring.Node {
-	ranked := p.ring.Rank(v.digest)
-	return slices.DeleteFunc(ranked[v.share:min(2*v.share, len(ranked))], func(n ring.Node) bool { return n.Down })
-}
-
-// cause tells a repair from rebalancing: whether v has fewer copies than it
-// should have, or none in a second zone, wherever they are, or none here, where
-// the zone pins it.
-func (p *pass) cause(v *blob) Cause {
-	owners := v.owners[:v.share]
-	holders := slices.DeleteFunc(p.ring.Nodes(), func(n ring.Node) bool {
-		return n.Leaves || !slices.Contains(v.has, n.ID) && !(v.held && n.ID == p.b.id)
-	})
-	if v.keeps() || len(holders) < len(owners) || zonesOf(holders) < min(2, zonesOf(owners)) {
-		return CauseRepair
-	}
-	return CauseRebalance
-}

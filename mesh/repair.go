@@ -33,8 +33,8 @@ type repair struct {
 	copies int      // that are known of, elsewhere or here
 	to     []string // owners to send a copy to; none: it is wanted here
 	lost   bool     // recorded as lost
-	keeps  bool     // it is wanted here since the zone pins it
 	cause  Cause    // should bytes of it cross to another zone
+	keeps  bool     // it is wanted here since the zone pins it
 }
 
 // bytes returns how many are to be moved, as far as that is known; of what
@@ -81,6 +81,32 @@ func (p *pass) repair(ctx context.Context) error {
 		})
 	}
 	return nil
+}
+
+// asksFormer reports whether it matters who held v before: there is another
+// zone, and a copy is to be made here.
+func (p *pass) asksFormer(v *blob) bool {
+	return v.naming == wanted && v.owner && !v.held && len(v.has) > 0 && zonesOf(p.ring.Nodes()) > 1
+}
+
+// formerOwners returns the next ranks, who owned v if somebody came in between.
+func (p *pass) formerOwners(v *blob) []ring.Node {
+	others := slices.DeleteFunc(p.ring.Rank(v.digest), func(n ring.Node) bool { return n.Down || owns(v.owners, n.ID) })
+	return others[:min(p.ring.Replicas(), len(others))]
+}
+
+// cause tells a repair from rebalancing: whether v has fewer copies than it
+// should have, or none in a second zone, wherever they are. A copy for a pin is
+// missing.
+func (p *pass) cause(v *blob) Cause {
+	holders := slices.DeleteFunc(p.ring.Nodes(), func(n ring.Node) bool {
+		return n.Leaves || !slices.Contains(v.has, n.ID) && !(v.held && n.ID == p.b.id)
+	})
+	pinned := !v.held && !owns(v.owners[:v.share], p.b.id)
+	if pinned || len(holders) < v.share || zonesOf(holders) < min(2, zonesOf(v.owners)) {
+		return CauseRepair
+	}
+	return CauseRebalance
 }
 
 // mend makes the missing copies of one blob, unless nothing names it any more.

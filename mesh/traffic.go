@@ -34,12 +34,9 @@ func (c Cause) rank() int {
 	return -1
 }
 
-// The headers by which a node says to one of another zone where it is, and
-// what a body goes there, or comes from there, for.
-const (
-	fromZone = "Flotilla-Zone"
-	forCause = "Flotilla-Cause"
-)
+// forCause is the header by which a node says to one of another zone what the
+// body of a request, or of its answer, crosses for.
+const forCause = "Flotilla-Cause"
 
 // Traffic is how many bytes of blobs went from one zone to another.
 type Traffic struct {
@@ -124,19 +121,17 @@ func (b *Blobs) announce(h http.Header, node string, cause Cause) *atomic.Int64 
 	if !other {
 		return nil
 	}
-	h.Set(fromZone, b.zone)
 	h.Set(forCause, string(cause))
 	return b.traffic.counter(b.zone, zone, cause)
 }
 
-// announced returns what the sender of a request said with announce. Who says
-// nothing is of this zone, or knows nothing of rates yet.
-func (b *Blobs) announced(h http.Header) (zone string, cause Cause, ok bool) {
-	zone, cause = h.Get(fromZone), Cause(h.Get(forCause))
-	if zone == "" || zone == b.zone || cause.rank() < 0 || !b.knows(zone) {
-		return "", "", false
-	}
-	return zone, cause, true
+// announced returns the zone of the sender of r, where it is another one, and
+// what it said with announce. Who said nothing knows nothing of rates yet, and
+// would take being held back for a failure.
+func (b *Blobs) announced(r *http.Request) (zone string, cause Cause, ok bool) {
+	zone, other := b.zoneOf(caller(r.Context()))
+	cause = Cause(r.Header.Get(forCause))
+	return zone, cause, other && cause.rank() >= 0
 }
 
 // knows reports whether zone is one of the mesh.
@@ -153,7 +148,7 @@ func (b *Blobs) knows(zone string) bool {
 // be held back by that zone's rate, and then takes no bytes for a while.
 func (b *Blobs) departing(w http.ResponseWriter, r *http.Request) io.Writer {
 	out := deadlined{w, http.NewResponseController(w), b.patience.Stall}
-	if zone, cause, ok := b.announced(r.Header); ok {
+	if zone, cause, ok := b.announced(r); ok {
 		out.limit = b.patience.Persist
 		out.w = counted{w, b.traffic.counter(b.zone, zone, cause)}
 	}

@@ -24,6 +24,7 @@ const (
 	maxImageManifests = 256
 	maxImageBodies    = 64 << 20 // bytes of manifests that are parsed
 	imagesAtOnce      = 4        // questions; others wait
+	locateTime        = time.Minute
 )
 
 // Whereabouts is what GET /flotilla/v1/where answers, and `flotilla where`
@@ -92,6 +93,8 @@ func (n *Node) Where(ctx context.Context, repo string, ref oci.Reference) (any, 
 	case <-ctx.Done():
 		return nil, oci.ErrUnavailable.Wrap(context.Cause(ctx))
 	}
+	ctx, cancel := context.WithTimeout(ctx, locateTime)
+	defer cancel()
 	top, err := n.catalog.Manifest(ctx, repo, ref)
 	if err != nil {
 		return nil, err
