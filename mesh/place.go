@@ -39,7 +39,7 @@ type placement struct {
 	cause   Cause         // should bytes cross to another zone
 	pace    *rate.Limiter // nil: as fast as it goes
 	wanted  int           // copies at other nodes
-	lanes   [][]ring.Node // as many nodes as wanted
+	lanes   [][]ring.Node // the nodes that should have them
 	results chan struct{} // one for each copy made from here; closed at the end
 	working atomic.Int64  // lanes
 	made    atomic.Int64  // copies, those that others see to included
@@ -234,7 +234,7 @@ func (p *placement) run(ctx context.Context, l *lane) {
 		}
 		p.b.stats.placeFailed.Add(1)
 		p.b.log.Debug("a copy could not be placed", "node", n.ID, "digest", p.digest, "err", err, "request", oci.RequestID(ctx))
-		if next, ok := p.take(n.Zone); ok && ctx.Err() == nil {
+		if next, ok := p.take(); ok && ctx.Err() == nil {
 			l.put(next)
 		}
 	}
@@ -252,16 +252,15 @@ func (p *placement) split(ctx context.Context, l *lane) {
 	}
 }
 
-// take returns the best candidate left, one of zone if possible.
-func (p *placement) take(zone string) (ring.Node, bool) {
+// take returns the best candidate left.
+func (p *placement) take() (ring.Node, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.next) == 0 {
 		return ring.Node{}, false
 	}
-	i := max(0, slices.IndexFunc(p.next, func(n ring.Node) bool { return n.Zone == zone }))
-	n := p.next[i]
-	p.next = slices.Delete(p.next, i, i+1)
+	n := p.next[0]
+	p.next = p.next[1:]
 	return n, true
 }
 
