@@ -293,6 +293,12 @@ func WithCaller(ctx context.Context, id string) context.Context {
 	return context.WithValue(ctx, callerKey{}, id)
 }
 
+// callerOf returns what WithCaller added, or "".
+func callerOf(ctx context.Context) string {
+	id, _ := ctx.Value(callerKey{}).(string)
+	return id
+}
+
 // serveStep answers a node of this zone that takes this one for the head. A node
 // speaks for itself alone, whatever name it gives.
 func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
@@ -304,7 +310,7 @@ func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
 	if err := json.NewDecoder(io.LimitReader(r.Body, maxAnswer)).Decode(&s); err != nil {
 		return oci.ErrUnsupported.Because("a step that cannot be read")
 	}
-	s.Node, _ = r.Context().Value(callerKey{}).(string)
+	s.Node = callerOf(r.Context())
 	if n, known := b.members.Ring().Node(s.Node); !known || n.Zone != b.zone || s.Node == b.id || s.At < 0 {
 		return oci.ErrUnsupported.Because("%.40q is in no line of this zone", s.Node)
 	}

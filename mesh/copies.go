@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	// sentBy is the header that names the node whose copy a PUT brings.
+	// sentBy is the header that names the node whose copy a PUT brings: it knows
+	// what 202 means. Who it is, its connection proves.
 	sentBy = "Flotilla-Node"
 	// reached is the header of 202, which answers a PUT while the blob comes from
 	// elsewhere: how many bytes of it are here.
@@ -101,21 +102,27 @@ func (b *Blobs) receive(w http.ResponseWriter, r *http.Request, d digest.Digest)
 	if err := b.local.Full(); err != nil {
 		return err
 	}
+	h, begun := b.newHunt(d, true), false
+	h.repair, h.cause = readCause(r)
 	body := b.arriving(w, r, &offered{
 		r: r.Body, left: r.ContentLength,
 		control: http.NewResponseController(w), limit: b.patience.Stall,
 	})
 	defer body.Close()
-	from, known := b.members.Ring().Node(r.Header.Get(sentBy))
-	if !known || r.ContentLength <= tinyBlob { // of a node of an earlier version, or not worth it
+	if c, other := body.(*crossing); other && h.repair {
+		c.why = h.why // a client may come to wait for it
+	}
+	from, known := b.members.Ring().Node(callerOf(r.Context()))
+	if !known || r.Header.Get(sentBy) == "" || r.ContentLength <= tinyBlob { // of a node of an earlier version, or not worth it
 		return b.local.Put(r.Context(), d, r.ContentLength, body)
+	}
+	if !h.repair {
+		b.hurry(d) // a push waits for the download that may run
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	late := time.AfterFunc(underWay, func() { cancel(errUnderWay) })
 	defer late.Stop()
-	h, begun := b.newHunt(d, true), false
-	h.repair, h.cause = readCause(r)
 	err := b.local.Obtain(ctx, d, func(src context.Context, off int64) (io.ReadCloser, int64, error) {
 		if !begun {
 			begun = true
