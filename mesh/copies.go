@@ -43,9 +43,8 @@ func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	self, _ := b.members.Ring().Node(b.id)
-	if self.Leaves {
-		return oci.ErrUnavailable.Because("this node is being drained")
+	if err := b.stays(); err != nil {
+		return err
 	}
 	status := http.StatusOK
 	if _, held := b.local.Touch(d); !held {
@@ -55,6 +54,11 @@ func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set(reached, strconv.FormatInt(b.stand(d).At, 10))
 		err, status = nil, http.StatusAccepted
 	}
+	if err == nil {
+		// Whoever began to leave meanwhile may have looked before the copy was here;
+		// a look that begins after this finds it.
+		err = b.stays()
+	}
 	if err != nil {
 		return err
 	}
@@ -62,6 +66,14 @@ func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 		b.passOn(r, w.Header(), d)
 	}
 	w.WriteHeader(status)
+	return nil
+}
+
+// stays returns an error where this node is to leave.
+func (b *Blobs) stays() error {
+	if self, _ := b.members.Ring().Node(b.id); self.Leaves {
+		return oci.ErrUnavailable.Because("this node is being drained")
+	}
 	return nil
 }
 

@@ -397,3 +397,23 @@ func TestClientBehindSentRepair(t *testing.T) {
 		t.Errorf("%d bytes came as a repair, before anybody waited", n)
 	}
 }
+
+// TestLeavesMeanwhile: the copy of a node that begins to leave while it receives
+// it is not counted.
+func TestLeavesMeanwhile(t *testing.T) {
+	const size = 1 << 20
+	c := newCluster(t, option{replicas: 2}, "a", "b")
+	half, open := make(chan struct{}), make(chan struct{})
+	c.nodes[1].setTamper(changing(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		r.Body = &gatedBody{r.Body, size / 2, half, open}
+		next.ServeHTTP(w, r)
+	}))
+	pushed := make(chan error, 1)
+	go func() { pushed <- c.nodes[0].push(t.Context(), bytesOf(7, size)) }()
+	<-half
+	c.set(c.nodes[1], func(n *ring.Node) { n.Leaves, n.Weight = true, 0 })
+	close(open)
+	if err := <-pushed; err == nil {
+		t.Error("acknowledged, with one copy and another that leaves")
+	}
+}
