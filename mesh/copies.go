@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	// sentBy is the header that names the node whose copy a PUT brings.
+	// sentBy is the header that names the node whose copy a PUT brings: it knows
+	// what 202 means. Who it is, its connection proves.
 	sentBy = "Flotilla-Node"
 	// reached is the header of 202, which answers a PUT while the blob comes from
 	// elsewhere: how many bytes of it are here.
@@ -42,9 +43,8 @@ func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	self, _ := b.members.Ring().Node(b.id)
-	if self.Leaves {
-		return oci.ErrUnavailable.Because("this node is being drained")
+	if err := b.stays(); err != nil {
+		return err
 	}
 	status := http.StatusOK
 	if _, held := b.local.Touch(d); !held {
@@ -54,6 +54,11 @@ func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set(reached, strconv.FormatInt(b.stand(d).At, 10))
 		err, status = nil, http.StatusAccepted
 	}
+	if err == nil {
+		// Whoever began to leave meanwhile may have looked before the copy was here;
+		// a look that begins after this finds it.
+		err = b.stays()
+	}
 	if err != nil {
 		return err
 	}
@@ -61,6 +66,14 @@ func (b *Blobs) serveCopy(w http.ResponseWriter, r *http.Request) error {
 		b.passOn(r, w.Header(), d)
 	}
 	w.WriteHeader(status)
+	return nil
+}
+
+// stays returns an error where this node is to leave.
+func (b *Blobs) stays() error {
+	if self, _ := b.members.Ring().Node(b.id); self.Leaves {
+		return oci.ErrUnavailable.Because("this node is being drained")
+	}
 	return nil
 }
 
@@ -113,9 +126,12 @@ func (b *Blobs) receive(w http.ResponseWriter, r *http.Request, d digest.Digest)
 		return h.why()
 	})
 	defer body.Close()
-	from, known := b.members.Ring().Node(r.Header.Get(sentBy))
-	if !known || r.ContentLength <= tinyBlob { // of a node of an earlier version, or not worth it
+	from, known := b.members.Ring().Node(caller(r.Context()))
+	if !known || r.Header.Get(sentBy) == "" || r.ContentLength <= tinyBlob { // of a node of an earlier version, or not worth it
 		return b.local.Put(r.Context(), d, r.ContentLength, body)
+	}
+	if !h.repair {
+		b.hurry(d) // a push waits for the download that may run
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -302,5 +303,117 @@ func TestWrongCopy(t *testing.T) {
 	}
 	if !strings.Contains(c.nodes[1].log.String(), "in doubt") {
 		t.Error("nothing was said of the sender")
+	}
+}
+
+// TestPushHurriesRepair: a push that is to have a copy where a repair brings the
+// blob already does not keep to the pace of repairs.
+func TestPushHurriesRepair(t *testing.T) {
+	const rate, size = 100_000, 40 * 100_000
+	c, names := healing(t, option{replicas: 2, config: func(cfg *mesh.BlobsConfig) { cfg.RepairRate = rate }}, "a", "a")
+	content := bytesOf(4, size)
+	c.nodes[0].hold(t, content)
+	names.want(digest.FromBytes(content), size)
+	done := make(chan error, 1)
+	go func() { done <- c.nodes[1].blobs.Reconcile(t.Context()) }()
+	until(t, "it is being repaired", func() bool { return c.nodes[1].store.Stats().BytesWritten > 0 })
+	begun := time.Now()
+	if err := c.nodes[0].push(t.Context(), content); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took > size/rate/2*time.Second {
+		t.Errorf("a push waited %v for a repair", took)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSenderSpeaksForItself: whoever sends wrong bytes is doubted, and not whom it
+// names.
+func TestSenderSpeaksForItself(t *testing.T) {
+	const size = 1 << 20
+	c := newCluster(t, option{replicas: 1, patience: mesh.Patience{Persist: 1e9}}, "a", "a", "a")
+	content := bytesOf(5, size)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://"+uuid(1)+"/blobs/"+digest.FromBytes(content).String(), bytes.NewReader(make([]byte, size)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Flotilla-Node", uuid(2))
+	resp, err := c.client(uuid(0)).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode/100 == 2 {
+		t.Errorf("wrong bytes: %d", resp.StatusCode)
+	}
+	if said := c.nodes[1].log.String(); !strings.Contains(said, "in doubt") || strings.Contains(said, uuid(2)) {
+		t.Errorf("it was said: %s", said)
+	}
+}
+
+// TestClientBehindSentRepair: a copy that a repair sends from another zone has a
+// client's right of way from when one waits for it.
+func TestClientBehindSentRepair(t *testing.T) {
+	const size = 1 << 20
+	c := newCluster(t, rated(1<<30, 1), "-a", "b")
+	content := bytesOf(6, size)
+	d := digest.FromBytes(content)
+	half, open := make(chan struct{}), make(chan struct{})
+	c.nodes[1].setTamper(changing(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		r.Body = &gatedBody{r.Body, size / 2, half, open}
+		next.ServeHTTP(w, r)
+	}))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://"+uuid(1)+"/blobs/"+d.String(), bytes.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"Node": uuid(0), "Repair": "repair", "Zone": "a", "Cause": "repair"} {
+		req.Header.Set("Flotilla-"+name, value)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		resp, err := c.client(uuid(0)).Do(req)
+		if err == nil {
+			err = resp.Body.Close()
+		}
+		sent <- err
+	}()
+	<-half
+	f, _, err := c.nodes[1].blobs.Open(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	close(open)
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	if n, _ := c.crossed("a", "b", mesh.CausePull); n == 0 {
+		t.Error("nothing came with a client's right of way")
+	}
+	if n, _ := c.crossed("a", "b", mesh.CauseRepair); n < size/2 {
+		t.Errorf("%d bytes came as a repair, before anybody waited", n)
+	}
+}
+
+// TestLeavesMeanwhile: the copy of a node that begins to leave while it receives
+// it is not counted.
+func TestLeavesMeanwhile(t *testing.T) {
+	const size = 1 << 20
+	c := newCluster(t, option{replicas: 2}, "a", "b")
+	half, open := make(chan struct{}), make(chan struct{})
+	c.nodes[1].setTamper(changing(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		r.Body = &gatedBody{r.Body, size / 2, half, open}
+		next.ServeHTTP(w, r)
+	}))
+	pushed := make(chan error, 1)
+	go func() { pushed <- c.nodes[0].push(t.Context(), bytesOf(7, size)) }()
+	<-half
+	c.set(c.nodes[1], func(n *ring.Node) { n.Leaves, n.Weight = true, 0 })
+	close(open)
+	if err := <-pushed; err == nil {
+		t.Error("acknowledged, with one copy and another that leaves")
 	}
 }

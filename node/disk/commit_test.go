@@ -257,6 +257,9 @@ func TestFailedSync(t *testing.T) {
 			if _, held := s.Touch(d); held {
 				t.Error("vouches for a blob after a failed sync")
 			}
+			for _, d := range []digest.Digest{d, otherDigest} {
+				wantErr(t, s.Obtain(t.Context(), d, bodyOf(b)), errDisk)
+			}
 			wantBlob(t, s, otherDigest, other)
 			wantFiles(t, s, tt.left)
 		})

@@ -111,7 +111,7 @@ func (s *Store) Obtain(ctx context.Context, d digest.Digest, src Source) error {
 		return fmt.Errorf("obtain blob: %w", err)
 	case whole != nil:
 		_ = whole.Close()
-		return nil
+		return s.vouch(d)
 	}
 	defer f.unpin()
 	select {
@@ -123,6 +123,18 @@ func (s *Store) Obtain(ctx context.Context, d digest.Digest, src Source) error {
 		return fmt.Errorf("obtain blob: %w", err)
 	}
 	return nil
+}
+
+// vouch returns nil where d, whose file is there, is held durably: a commit may
+// be between the rename and the sync of the folder.
+func (s *Store) vouch(d digest.Digest) error {
+	if _, held := s.Touch(d); held {
+		return nil
+	}
+	if err := s.sound(); err != nil {
+		return fmt.Errorf("obtain blob: %w", err)
+	}
+	return fmt.Errorf("obtain blob: %w", oci.ErrUnavailable.Because("the copy here is not durable"))
 }
 
 // join returns the running download of d, or a new one, which the caller unpins;
