@@ -390,10 +390,10 @@ func TestClientBehindSentRepair(t *testing.T) {
 	if err := <-sent; err != nil {
 		t.Error(err)
 	}
-	if n, _ := c.crossed("a", "b", mesh.CausePull); n == 0 {
+	if n, _ := c.between("a", "b", mesh.CausePull); n == 0 {
 		t.Error("nothing came with a client's right of way")
 	}
-	if n, _ := c.crossed("a", "b", mesh.CauseRepair); n < size/2 {
+	if n, _ := c.between("a", "b", mesh.CauseRepair); n < size/2 {
 		t.Errorf("%d bytes came as a repair, before anybody waited", n)
 	}
 }
