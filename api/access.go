@@ -28,6 +28,7 @@ import (
 //	operator    who holds the mesh's secret, or an account that may administer
 //	orOperator  the operator, beside those whom another of these lets in
 //	member      who is known, or the operator
+//	overseer    the operator; while there are no accounts, whoever it is
 //	uploading   within may, who does not send too many blobs already
 
 // visit is what is known of whoever sent a request. It is written once, by the
@@ -140,6 +141,18 @@ func (c *counter) leave(name string) {
 // nobody's token is looked at, one made of another mesh's secret for instance.
 // It proves nothing first: a node that has yet to hear of its mesh says so here.
 func (s *server) member(h handler) handler { return s.orOperator(h, s.known(h)) }
+
+// overseer is for what tells of every repository, which an account need not be
+// allowed to see.
+func (s *server) overseer(h handler) handler {
+	operator, known := s.operator(h), s.known(h)
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if s.Auth.Open() {
+			return known(w, r)
+		}
+		return operator(w, r)
+	}
+}
 
 // orOperator lets the operator in to h, and others as they are.
 func (s *server) orOperator(h, others handler) handler {

@@ -153,7 +153,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 		{"pins", "GET", "/flotilla/v1/pins", ok, denied, denied, denied, login},
 		{"a pin", "POST", "/flotilla/v1/pins", 400, denied, denied, denied, login},
 		{"a pin to remove", "DELETE", "/flotilla/v1/pins?zone=nowhere", 404, denied, denied, denied, login},
-		{"whether pins hold", "GET", "/flotilla/v1/pins/status", ok, ok, ok, ok, login},
+		{"whether pins hold", "GET", "/flotilla/v1/pins/status", ok, denied, denied, denied, login},
 		{"where it is", "GET", "/flotilla/v1/where?repo=team-a/app&ref=latest", ok, ok, denied, denied, login},
 		{"where a public one is", "GET", "/flotilla/v1/where?repo=public/app&ref=latest", ok, ok, ok, ok, ok},
 		{"where nothing is", "GET", "/flotilla/v1/where?repo=team-b/nothing&ref=latest", 404, denied, 404, denied, login},

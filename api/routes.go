@@ -74,7 +74,7 @@ func (s *server) routes() http.Handler {
 		{"admin", "/flotilla/v1/accounts/{account:[^/]+}/secret", methods{"POST": s.operator(s.rotateAccount)}},
 		{"admin", "/flotilla/v1/policy", methods{"GET": s.operator(s.getPolicy), "PUT": s.operator(s.putPolicy)}},
 		{"admin", "/flotilla/v1/pins", methods{"GET": s.operator(s.listPins), "POST": s.operator(s.addPin), "DELETE": s.operator(s.removePin)}},
-		{"status", "/flotilla/v1/pins/status", methods{"GET": s.member(s.pinStatus)}},
+		{"status", "/flotilla/v1/pins/status", methods{"GET": s.overseer(s.pinStatus)}},
 		{"admin", "/flotilla/v1/tokens", methods{"DELETE": s.operator(s.revokeTokens)}},
 	} {
 		route := m.NewRoute()

@@ -45,6 +45,22 @@ func (c *Catalog) Homes(ds []digest.Digest, see func(i int, repo, tag string) Lo
 }
 
 func (s *state) homes(ds []digest.Digest, see func(i int, repo, tag string) Look) error {
+	for i, text := range ds {
+		d, ok := parseSum(string(text))
+		if !ok {
+			return oci.ErrDigestInvalid
+		}
+		if err := s.homesOf(d, func(repo, tag string) Look { return see(i, repo, tag) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// homesOf is homes of one digest. Digests that many manifests name take long, so
+// that whoever waits to close or to replace the state, and all who read behind
+// it, wait for one of them at most.
+func (s *state) homesOf(d sum, see func(repo, tag string) Look) error {
 	db, err := s.acquire()
 	if err != nil {
 		return err
@@ -56,22 +72,11 @@ func (s *state) homes(ds []digest.Digest, see func(i int, repo, tag string) Look
 	if err != nil {
 		return err
 	}
-	for i, text := range ds {
-		d, ok := parseSum(string(text))
-		if !ok {
-			err = oci.ErrDigestInvalid
-		} else {
-			err = homesOf(at, it, d, func(repo, tag string) Look { return see(i, repo, tag) })
-		}
-		if err != nil {
-			break
-		}
-	}
-	return errors.Join(err, it.Close())
+	return errors.Join(eachHome(at, it, d, see), it.Close())
 }
 
-// homesOf is homes of one digest; it is over the keys of bytes.
-func homesOf(r pebble.Reader, it *pebble.Iterator, d sum, see func(repo, tag string) Look) error {
+// eachHome calls see with the homes of d; it is over the keys of bytes.
+func eachHome(r pebble.Reader, it *pebble.Iterator, d sum, see func(repo, tag string) Look) error {
 	all := bytesKey(d, kindManifest, "")
 	for ok := it.SeekGE(all); ok && bytes.HasPrefix(it.Key(), all); {
 		name, _, found := bytes.Cut(it.Key()[len(all):], []byte{0})
@@ -131,13 +136,28 @@ func tagsAround(r pebble.Reader, repo string, d sum, see func(repo, tag string) 
 		if err := addNaming(m); err != nil {
 			return Enough, err
 		}
-		of, _, err := getStored(r, repo, m)
+		subject, err := subjectOf(r, repo, m)
 		if err != nil {
 			return Enough, err
 		}
-		add(of.subject)
+		add(subject)
 	}
 	return Elsewhere, nil
+}
+
+// subjectOf returns what a manifest refers to, "" for nothing. It leaves alone
+// what the manifest names, which may be many thousands.
+func subjectOf(r pebble.Reader, repo string, m sum) (subject sum, err error) {
+	_, err = get(r, repoKey(repo, kindManifest, string(m)), func(v []byte) error {
+		record, err := decodeManifest(v)
+		if err != nil {
+			return err
+		}
+		f := fields{b: record.names}
+		subject = sum(f.bytes())
+		return f.err()
+	})
+	return subject, err
 }
 
 // Parts calls fn with the blobs that come with a manifest of repo, as this

@@ -3,6 +3,7 @@ package metadata
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -122,6 +123,28 @@ func TestHomesAnswers(t *testing.T) {
 			t.Errorf("%s: %v, want %s", row.name, got, row.want)
 		}
 	}
+}
+
+// TestHomesLetGo: whoever is to close or replace the state waits for the homes of
+// one digest, not of all that are asked for.
+func TestHomesLetGo(t *testing.T) {
+	r := library(t)
+	closed := make(chan error, 1)
+	seen := 0
+	err := r.homes([]digest.Digest{digest.FromString("base"), digest.FromString("one")}, func(i int, _, _ string) Look {
+		if seen = i; i == 0 {
+			go func() { closed <- r.close() }()
+			for r.mu.TryRLock() { // until close waits
+				r.mu.RUnlock()
+				runtime.Gosched()
+			}
+		}
+		return Enough
+	})
+	if !errors.Is(err, errStateClosed) || seen != 0 {
+		t.Errorf("went on to digest %d: %v", seen, err)
+	}
+	must(t, <-closed)
 }
 
 // TestHomesBound: a layer that very many images share costs no more than a
