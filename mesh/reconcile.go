@@ -393,9 +393,12 @@ func (p *pass) asksFormer(v *blob) bool {
 }
 
 // formerOwners returns the next ranks, who owned v if somebody came in between.
+// A keeper is none of the ring's owners, and need not have a rank at all.
 func (p *pass) formerOwners(v *blob) []ring.Node {
 	ranked := p.ring.Rank(v.digest)
-	return slices.DeleteFunc(ranked[len(v.owners):min(2*len(v.owners), len(ranked))], func(n ring.Node) bool { return n.Down })
+	return slices.DeleteFunc(ranked[v.share:min(2*v.share, len(ranked))], func(n ring.Node) bool {
+		return n.Down || owns(v.owners, n.ID)
+	})
 }
 
 // cause tells a repair from rebalancing: whether v has fewer copies than it
