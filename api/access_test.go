@@ -175,6 +175,23 @@ func TestWhoMayDoWhat(t *testing.T) {
 	}
 }
 
+// TestStatusTellsOfDigests only those who may administer: they are of blobs of
+// any repository.
+func TestStatusTellsOfDigests(t *testing.T) {
+	open := newNode(t, nil)
+	if got := open.do(t, "GET", "/flotilla/v1/status", nil, nil).want(t, 200, nil); !strings.Contains(got.body, "digest") {
+		t.Errorf("without accounts: %s", got.body)
+	}
+	n, _ := guarded(t)
+	for name, want := range map[string]bool{root: true, alice: false, carol: false} {
+		for _, path := range []string{"/flotilla/v1/status", "/v2/_flotilla/mesh/status"} {
+			if got := n.do(t, "GET", path, as(name), nil).want(t, 200, nil); strings.Contains(got.body, "digest") != want {
+				t.Errorf("%s at %s: %s", name, path, got.body)
+			}
+		}
+	}
+}
+
 // TestWhereTellsWhatAPullTells: to ask where an image is says no more about a
 // repository than to pull it.
 func TestWhereTellsWhatAPullTells(t *testing.T) {

@@ -57,8 +57,10 @@ type Config struct {
 	Uploads Uploads
 	Catalog *metadata.Catalog
 	Health  Health
-	Room    func() error              // ErrDiskFull while this node takes no pushes
-	Status  func(context.Context) any // what GET /flotilla/v1/status shows
+	Room    func() error // ErrDiskFull while this node takes no pushes
+	// Status returns, as JSON, what GET /flotilla/v1/status shows: with digests,
+	// those of blobs of any repository.
+	Status func(ctx context.Context, digests bool) any
 	// Where returns, as JSON, who holds what the reference names in the
 	// repository. It errs as a pull would.
 	Where   func(ctx context.Context, repo string, ref oci.Reference) (any, error)

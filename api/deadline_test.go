@@ -60,7 +60,7 @@ func withPipes(t *testing.T, test func(t *testing.T, dial func() net.Conn)) {
 		h, err := api.New(api.Config{
 			Node: "n1", Blobs: store, Uploads: store, Catalog: new(metadata.Catalog), Health: health{}, Room: func() error { return nil },
 			Admin: noAdmin(), Auth: open,
-			Status: func(context.Context) any { return strings.Repeat("x", 8<<20) }, Where: new(node).where, Metrics: http.HandlerFunc(slow),
+			Status: func(context.Context, bool) any { return strings.Repeat("x", 8<<20) }, Where: new(node).where, Metrics: http.HandlerFunc(slow),
 			Observe: func(api.Served) {}, Log: slog.New(slog.DiscardHandler), Idle: time.Minute,
 		})
 		if err != nil {

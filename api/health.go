@@ -7,6 +7,7 @@ import (
 
 	"github.com/gorilla/mux"
 
+	"github.com/flotilla-registry/flotilla/api/auth"
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
@@ -51,8 +52,12 @@ func (s *server) metrics(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// status answers GET /flotilla/v1/status. An account that may not administer is
+// told of no digests: it may not know the repositories that they are of.
 func (s *server) status(w http.ResponseWriter, r *http.Request) error {
-	return writeJSON(w, http.StatusOK, s.Status(r.Context()))
+	v := visitOf(r)
+	digests := v.action == auth.Admin.String() || s.Auth.Open() || s.Auth.Allow(v.who, "", auth.Admin) == nil
+	return writeJSON(w, http.StatusOK, s.Status(r.Context(), digests))
 }
 
 // where answers GET /flotilla/v1/where?repo=&ref=: which nodes hold the manifests

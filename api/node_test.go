@@ -70,7 +70,12 @@ func newNode(t testing.TB, change func(*api.Config, *metadata.Cluster)) *node {
 	n := &node{blobs: filepath.Join(dir, "bytes", "blobs"), log: new(lines)}
 	cfg := api.Config{
 		Node: "n1", Blobs: store, Uploads: store, Health: health{}, Room: func() error { return nil },
-		Status:  func(context.Context) any { return map[string]string{"leader": "n1"} },
+		Status: func(_ context.Context, digests bool) any {
+			if digests {
+				return map[string]string{"leader": "n1", "digest": "sha256:1"}
+			}
+			return map[string]string{"leader": "n1"}
+		},
 		Where:   n.where,
 		Admin:   noAdmin(),
 		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "up 1") }),

@@ -320,7 +320,7 @@ func TestHealth(t *testing.T) {
 			}
 		})
 	}
-	if r := n.do(t, "GET", "/flotilla/v1/status", nil, nil).want(t, 200, nil); r.body != `{"leader":"n1"}` {
+	if r := n.do(t, "GET", "/flotilla/v1/status", nil, nil).want(t, 200, nil); r.body != `{"digest":"sha256:1","leader":"n1"}` {
 		t.Errorf("status %s", r.body)
 	}
 	if r := n.do(t, "GET", "/metrics", nil, nil).want(t, 200, nil); r.body != "up 1\n" {

@@ -144,7 +144,7 @@ func (p *modelPeer) serve(ready chan http.Handler) {
 	}
 	p.public, err = api.New(api.Config{
 		Node: p.id, Blobs: slow, Uploads: slow, Catalog: p.catalog, Health: p, Room: p.store.Full, Auth: open,
-		Status:  func(context.Context) any { return nil },
+		Status:  func(context.Context, bool) any { return nil },
 		Where:   new(Node).Where, // which nobody asks
 		Admin:   api.Admin{Check: func(string) error { return errors.New("nobody") }, Members: nobody{}, Collector: nobody{}, Archive: nobody{}, Checker: nobody{}, Pinner: nobody{}},
 		Metrics: http.NotFoundHandler(), Observe: func(api.Served) {}, Log: slog.New(slog.DiscardHandler),

@@ -261,7 +261,7 @@ func (n *Node) servePublic() (err error) {
 		Catalog: n.catalog,
 		Health:  n,
 		Room:    n.disk.Full,
-		Status:  func(ctx context.Context) any { return n.Status(ctx) },
+		Status:  func(ctx context.Context, digests bool) any { return n.statusFor(ctx, digests) },
 		Where:   n.Where,
 		Admin: api.Admin{
 			Check:   func(token string) error { return n.trust.checkToken(token, time.Now()) },

@@ -68,7 +68,7 @@ type CopiesStatus struct {
 // TransferStatus is a blob on its way from one member to another that asked for
 // it. A member that has left meanwhile has an id for a name, and no zone.
 type TransferStatus struct {
-	Digest   digest.Digest `json:"digest"`
+	Digest   digest.Digest `json:"digest,omitempty"` // "" for those who may not see it
 	From     NodeName      `json:"from"`
 	To       NodeName      `json:"to"`
 	Received int64         `json:"received"` // bytes
@@ -135,6 +135,19 @@ func (n *Node) Status(ctx context.Context) Status {
 		s.Health = "no leader: pulls are served, pushes are refused"
 	}
 	s.Notes = notes(s)
+	return s
+}
+
+// statusFor is Status, without digests for those who may not see them.
+func (n *Node) statusFor(ctx context.Context, digests bool) Status {
+	s := n.Status(ctx)
+	if digests {
+		return s
+	}
+	s.Transfers = slices.Clone(s.Transfers) // one look serves all who ask
+	for i := range s.Transfers {
+		s.Transfers[i].Digest = ""
+	}
 	return s
 }
 

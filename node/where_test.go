@@ -52,6 +52,11 @@ func TestStatusShowsTransfers(t *testing.T) {
 		if got.Digest != img.layer() || got.From.Zone != "a" || got.To != (NodeName{"n2", "b"}) || got.Size != 4<<20 || !got.Repair {
 			return fmt.Errorf("%+v", got)
 		}
+		for _, t := range c.nodes[0].statusFor(t.Context(), false).Transfers {
+			if t.Digest != "" || t.To != got.To {
+				return fmt.Errorf("without digests: %+v", t)
+			}
+		}
 		figures := string(c.do(2, http.StatusOK, http.MethodGet, "/metrics", nil).body)
 		for _, line := range []string{`flotilla_transfers{from_zone="a"} 1`, `flotilla_transfers{from_zone="b"} 0`} {
 			if !strings.Contains(figures, line+"\n") {

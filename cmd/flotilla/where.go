@@ -103,7 +103,11 @@ func printWhere(out io.Writer, found node.Whereabouts) error {
 	for _, z := range found.Zones {
 		sums = append(sums, sumOf(z))
 	}
-	fmt.Fprintln(out, strings.Join(sums, "; "))
+	of := ""
+	if found.More {
+		of = "of what is listed, "
+	}
+	fmt.Fprintln(out, of+strings.Join(sums, "; "))
 	return nil
 }
 
@@ -114,8 +118,12 @@ func ago(d time.Duration) string {
 	return "up to " + d.Round(time.Second).String() + " ago"
 }
 
-// short returns as much of a digest as people tell digests apart by.
+// short returns as much of a digest as people tell digests apart by, "-" for
+// none.
 func short(d digest.Digest) string {
+	if d == "" {
+		return "-"
+	}
 	alg, sum, _ := strings.Cut(d.String(), ":")
 	return alg + ":" + sum[:min(len(sum), 12)]
 }

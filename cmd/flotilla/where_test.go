@@ -76,7 +76,7 @@ manifest linux/arm64  sha256:555555555555  7 B       nobody: the repository does
 manifest              sha256:666666666666  7 B       not known: the node has lost touch with the mesh
 there is more than this list shows
 n5 (c) gave no answer: what it holds is not in the list
-a: complete; b: 1 of 2 blobs, 8.0 MiB missing; c: at least 0 of 2 blobs, up to 8.0 MiB missing
+of what is listed, a: complete; b: 1 of 2 blobs, 8.0 MiB missing; c: at least 0 of 2 blobs, up to 8.0 MiB missing
 `
 	if out.String() != want {
 		t.Errorf("where prints\n%swant\n%s", out.String(), want)
