@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -93,33 +92,6 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	return nil // the header is out: a short body tells the rest
 }
 
-// readQuestion reads what sendQuestion wrote.
-func readQuestion(r *http.Request) (q question, err error) {
-	if q.digest, err = oci.ParseDigest(r.PathValue("digest")); err != nil {
-		return q, err
-	}
-	if q.off, err = parseRange(r.Header.Get("Range")); err != nil {
-		return q, err
-	}
-	if q.place, err = parsePlace(r.Header.Get(inLine)); err != nil {
-		return q, err
-	}
-	q.gateway = r.Method == http.MethodGet && r.Header.Get(mayFill) != ""
-	q.repair, q.cause = readCause(r)
-	return q, nil
-}
-
-// readCause reads whether bytes are for a repair, and for which kind of it.
-func readCause(r *http.Request) (repair bool, cause Cause) {
-	switch Cause(r.Header.Get(forRepair)) {
-	case "":
-		return false, CausePull
-	case CauseRebalance:
-		return true, CauseRebalance
-	}
-	return true, CauseRepair
-}
-
 // stayAlive answers a node that may have to wait for its answer with "102
 // Processing" now and then, until quiet is called: a process that is stopped
 // sends none, and is not waited for. A node of an earlier version bears no more
@@ -168,22 +140,6 @@ func (b *Blobs) find(ctx context.Context, q question) (io.ReadSeekCloser, int64,
 	// What this node could not find out, the asker will: it needs to know
 	// whether the blob is here, and it is not.
 	return b.local.Open(ctx, q.digest)
-}
-
-// parseRange reads the only form of range that nodes ask each other for.
-func parseRange(s string) (int64, error) {
-	if s == "" {
-		return 0, nil
-	}
-	digits, ok := strings.CutPrefix(s, "bytes=")
-	if ok {
-		digits, ok = strings.CutSuffix(digits, "-")
-	}
-	off, err := strconv.ParseUint(digits, 10, 63)
-	if !ok || err != nil {
-		return 0, oci.ErrUnsupported.Because("range %.40q", s)
-	}
-	return int64(off), nil
 }
 
 // copyOut copies n bytes of f to w through a large buffer.
