@@ -155,6 +155,20 @@ func (w *world) healed(ctx context.Context, gone *rig.Node) error {
 // settled is how long after its start a node drops nothing.
 const settled = 10 * time.Minute
 
+// leap sets all clocks ahead. No step of a client is under way meanwhile: a push
+// that takes longer than what nothing names is kept may lose its blobs.
+func (w *world) leap(ahead time.Duration) error {
+	w.calm.Lock()
+	defer w.calm.Unlock()
+	w.ahead = ahead
+	for _, n := range w.mesh {
+		if err := n.SetClock(ahead); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // collect: days later, what was deleted has left all disks, and of what a tag
 // reaches nothing has. Clients work and tags move while the collection runs.
 func collect(ctx context.Context, w *world, _ options) error {
@@ -186,11 +200,8 @@ func collect(ctx context.Context, w *world, _ options) error {
 	defer rest()
 	w.work(working)
 	for day := range days {
-		w.ahead = time.Duration(day+1) * 25 * time.Hour
-		for _, n := range w.mesh {
-			if err := n.SetClock(w.ahead); err != nil {
-				return err
-			}
+		if err := w.leap(time.Duration(day+1) * 25 * time.Hour); err != nil {
+			return err
 		}
 		for range 2 { // the names go, then the bytes
 			if _, err := w.operate(ctx, w.mesh[day%len(w.mesh)], http.MethodPost, "/flotilla/v1/gc", http.StatusAccepted); err != nil {
