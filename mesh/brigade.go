@@ -317,10 +317,7 @@ func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
 	if _, known := b.members.Ring().Node(s.From); !known {
 		s.From = ""
 	}
-	t := b.brigade.ledger.step(d, s, b.stand(d), time.Now())
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(t) // who does not read it has gone
-	return nil
+	return b.answer(w, b.brigade.ledger.step(d, s, b.stand(d), time.Now()))
 }
 
 // parsePlace reads the place in line of whoever asks, 0 where it has none.
