@@ -2,7 +2,6 @@ package mesh
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -179,9 +178,7 @@ func (b *Blobs) serveUpload(do func(r *http.Request, u oci.Upload) (int64, error
 		if err != nil {
 			return err
 		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(progress{Size: size}) // who does not read it has gone
-		return nil
+		return b.answer(w, progress{Size: size})
 	}
 }
 
