@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -212,8 +211,6 @@ func (h *hunt) name(ctx context.Context, head string, off int64) (turn, error) {
 	for node := range h.b.distrust.of(h.digest) {
 		s.Doubts = append(s.Doubts, node)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, h.b.patience.Answer, errNoAnswer)
-	defer cancel()
 	t, err := h.b.sayStep(ctx, head, h.digest, s)
 	if err != nil {
 		h.b.log.Debug("the head of a line does not answer", "node", head, "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
@@ -257,31 +254,11 @@ func (b *Blobs) sayStep(ctx context.Context, head string, d digest.Digest, s ste
 	if head == b.id {
 		return b.brigade.ledger.step(d, s, b.stand(d), time.Now()), nil
 	}
-	body, err := json.Marshal(s)
-	if err != nil {
-		return turn{}, err
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+head+"/blobs/"+d.String()+"/line", bytes.NewReader(body))
-	if err != nil {
-		return turn{}, err
-	}
-	resp, err := b.client.Do(req)
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		if !errors.Is(err, context.Canceled) {
-			b.silent.Store(head, time.Now())
-		}
-		return turn{}, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return turn{}, decode(resp)
-	}
 	var t turn
-	err = json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&t)
-	return t, err
+	if err := b.query(ctx, b.patience.Answer, head, "/blobs/"+d.String()+"/line", s, &t); err != nil {
+		return turn{}, err
+	}
+	return t, nil
 }
 
 // callerKey is the key of the context's value that WithCaller adds.
@@ -376,8 +353,6 @@ func (h *hunt) tell(done bool) {
 	s.stepping, s.stepped = true, time.Now()
 	said := step{Node: h.b.id, Place: s.place, At: s.at.Load(), From: s.from, Done: done}
 	h.b.crew.run(oci.WithRequestID(context.Background(), s.request), func(ctx context.Context) {
-		ctx, cancel := context.WithTimeoutCause(ctx, h.b.patience.Answer, errNoAnswer)
-		defer cancel()
 		t, err := h.b.sayStep(ctx, h.b.head(h.digest), h.digest, said)
 		if err != nil {
 			h.b.log.Debug("the head of the line does not answer", "digest", h.digest, "err", err, "request", oci.RequestID(ctx))

@@ -15,7 +15,8 @@
 // (place.go): one copy goes over the line to each other zone, and who takes it
 // passes it on there. A copy grows under the eyes of others like any download
 // (copies.go). An upload lives at one node, its home, and the others pass chunks
-// on (uploads.go). PeerHandler answers other members (peer.go).
+// on (uploads.go). PeerHandler answers other members (peer.go), who ask for blobs
+// by question.go and for all else that is small by call.go.
 //
 // Reconcile is the one pass behind repair, rebalancing, eviction and garbage
 // collection. It walks over what is held here and what the catalogue wants

@@ -2,7 +2,6 @@ package mesh
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -215,7 +214,8 @@ func (b *Blobs) HealthOf(ctx context.Context, node string) (h Health, err error)
 	if node == b.id {
 		return b.Health(), nil
 	}
-	return h, b.list(ctx, healthWait, node, "/blobs/health", &h)
+	err = b.query(ctx, healthWait, node, "/blobs/health", nil, &h)
+	return h, err
 }
 
 // healthWait is how long the members are given to tell their health.
@@ -320,19 +320,8 @@ func (b *Blobs) GarbageOf(ctx context.Context, node string, n int) (list []Candi
 	if node == b.id {
 		return b.Garbage(ctx, n)
 	}
-	return list, b.list(ctx, b.patience.Persist, node, fmt.Sprintf("/blobs/garbage?n=%d", n), &list)
-}
-
-// list asks a member for what it answers as JSON.
-func (b *Blobs) list(ctx context.Context, wait time.Duration, node, path string, into any) error {
-	answer, err := b.call(ctx, wait, http.MethodGet, node, path, nil)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(answer, into); err != nil {
-		return oci.ErrUnavailable.Because("unreadable answer from a peer").Wrap(err)
-	}
-	return nil
+	err = b.query(ctx, b.patience.Persist, node, fmt.Sprintf("/blobs/garbage?n=%d", n), nil, &list)
+	return list, err
 }
 
 func (b *Blobs) serveHealth(w http.ResponseWriter, _ *http.Request) error {
@@ -349,10 +338,4 @@ func (b *Blobs) serveGarbage(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return b.answer(w, list)
-}
-
-func (b *Blobs) answer(w http.ResponseWriter, v any) error {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // who does not read it has gone
-	return nil
 }

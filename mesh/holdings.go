@@ -1,16 +1,13 @@
 package mesh
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -107,37 +104,6 @@ func (b *Blobs) confirmer(membership string, ds []digest.Digest) (func(digest.Di
 		_, held := b.local.Touch(d)
 		return held
 	}, nil
-}
-
-// maxList bounds an answer that is a list of candidates.
-const maxList = 512 * (MaxCandidates + 1)
-
-// call sends a member a small request and returns its answer, which must be
-// complete in time. Whoever gives none is asked last for a while.
-func (b *Blobs) call(ctx context.Context, wait time.Duration, method, node, path string, body []byte) ([]byte, error) {
-	late, cancel := context.WithTimeoutCause(ctx, wait, errNoAnswer)
-	defer cancel()
-	req, err := http.NewRequestWithContext(late, method, "https://"+node+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	req.Header["Idempotency-Key"] = nil // as in do: a connection that is gone is no answer
-	resp, err := b.client.Do(req)
-	if err != nil {
-		if ctx.Err() == nil {
-			b.silent.Store(node, time.Now())
-		}
-		return nil, fmt.Errorf("ask node %s: %w", node, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode/100 != 2 {
-		return nil, decode(resp)
-	}
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxList+1))
-	if err != nil || len(answer) > maxList {
-		return nil, oci.ErrUnavailable.Because("half an answer from a peer").Wrap(err)
-	}
-	return answer, nil
 }
 
 // algorithms are the digest algorithms by the byte that stands for them in a

@@ -190,17 +190,12 @@ func (b *Blobs) grant(ctx context.Context, from *bucket, w wish) (int64, error) 
 }
 
 func (b *Blobs) askWarden(ctx context.Context, warden string, w wish) (leave, error) {
-	body, err := json.Marshal(w)
-	if err != nil {
-		return leave{}, err
-	}
-	answer, err := b.call(ctx, b.patience.Answer, http.MethodPost, warden, "/blobs/leave", body)
-	if err != nil {
-		return leave{}, err
-	}
 	var l leave
-	if err := json.Unmarshal(answer, &l); err != nil || l.Bytes < 0 || l.Bytes > w.Bytes || l.Rate < 0 {
-		return leave{}, oci.ErrUnavailable.Because("unreadable answer from a peer").Wrap(err)
+	if err := b.query(ctx, b.patience.Answer, warden, "/blobs/leave", w, &l); err != nil {
+		return leave{}, err
+	}
+	if l.Bytes < 0 || l.Bytes > w.Bytes || l.Rate < 0 {
+		return leave{}, oci.ErrUnavailable.Because("impossible answer from a peer")
 	}
 	return l, nil
 }

@@ -89,7 +89,7 @@ func (b *Blobs) MeshTransfers(ctx context.Context) Transfers {
 			return
 		}
 		var theirs Transfers
-		if b.list(ctx, healthWait, node, "/blobs/transfers", &theirs) != nil {
+		if b.query(ctx, healthWait, node, "/blobs/transfers", nil, &theirs) != nil {
 			return
 		}
 		for _, t := range theirs.List[:min(len(theirs.List), MaxTransfers)] {
