@@ -165,25 +165,11 @@ func (r *Ring) Sources(d digest.Digest, self, zone string) []Source {
 	add(true, live[:min(1, len(live))])
 	ranked := r.Rank(d)
 	owners := slices.Clone(ranked[:min(r.replicas, len(ranked))])
-	slices.SortStableFunc(owners, func(a, b Node) int {
-		return later(a.Zone != zone, b.Zone != zone)
-	})
-	add(false, owners)
+	add(false, slices.DeleteFunc(owners, func(n Node) bool { return n.Zone != zone }))
 	add(false, ranked)
 	add(false, r.order(d, func(Node) uint32 { return 1 }))
-	slices.SortStableFunc(sources, func(a, b Source) int { return later(a.Down, b.Down) })
-	return sources
-}
-
-// later orders those of whom something is true behind those of whom it is not.
-func later(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case a:
-		return 1
-	}
-	return -1
+	down := slices.DeleteFunc(slices.Clone(sources), func(s Source) bool { return !s.Down })
+	return append(slices.DeleteFunc(sources, func(s Source) bool { return s.Down }), down...)
 }
 
 // spread moves the best node of another zone to the last owner's place when
