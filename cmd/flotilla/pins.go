@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,36 +39,21 @@ every node, and a zone may be pinned for before its first node is there.`,
 	return c
 }
 
-// pinFlags are the flags that say which pin is meant.
-func pinFlags(c *cobra.Command, p *node.Pin) {
-	c.Flags().StringVar(&p.Zone, "zone", "", "the zone that holds it")
-	c.Flags().StringVar(&p.Repo, "repo", "", "pattern of repositories: * is within a path component, ** any number of components")
-	c.Flags().StringVar(&p.Tag, "tag", "", "pattern of tags, in which * is any characters: what has such a tag now (default everything, with a tag or without)")
-}
-
-// complete returns an error of usage unless a pin is said in full.
-func complete(p node.Pin) error {
-	if p.Zone == "" || p.Repo == "" {
-		return usageError{errors.New("say --zone and --repo")}
-	}
-	return nil
-}
-
-func pinAddCommand() *cobra.Command {
+// pinChangeCommand is what adding a pin and taking it back have in common. send
+// has the mesh do it.
+func pinChangeCommand(verb, short string, send func(ctx context.Context, r *remote, p node.Pin, done *node.PinChange) error) *cobra.Command {
 	var r remote
 	var p node.Pin
 	c := &cobra.Command{
-		Use:   "add --zone ZONE --repo PATTERN [--tag PATTERN]",
-		Short: "Have a zone hold images always",
-		Example: `  flotilla pin add --zone ship --repo 'base/**'
-  flotilla pin add --zone shop-7 --repo pos/terminal --tag 'v2.*'`,
-		Args: noArguments,
+		Use:   verb + " --zone ZONE --repo PATTERN [--tag PATTERN]",
+		Short: short,
+		Args:  noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := complete(p); err != nil {
-				return err
+			if p.Zone == "" || p.Repo == "" {
+				return usageError{errors.New("say --zone and --repo")}
 			}
 			var done node.PinChange
-			if err := r.send(c.Context(), http.MethodPost, pinsPath, p, &done); err != nil {
+			if err := send(c.Context(), &r, p, &done); err != nil {
 				return err
 			}
 			for _, warning := range done.Warnings {
@@ -77,32 +63,26 @@ func pinAddCommand() *cobra.Command {
 		},
 	}
 	r.flags(c)
-	pinFlags(c, &p)
+	c.Flags().StringVar(&p.Zone, "zone", "", "the zone that holds it")
+	c.Flags().StringVar(&p.Repo, "repo", "", "pattern of repositories: * is within a path component, ** any number of components")
+	c.Flags().StringVar(&p.Tag, "tag", "", "pattern of tags, in which * is any characters: what has such a tag now (default everything, with a tag or without)")
+	return c
+}
+
+func pinAddCommand() *cobra.Command {
+	c := pinChangeCommand("add", "Have a zone hold images always", func(ctx context.Context, r *remote, p node.Pin, done *node.PinChange) error {
+		return r.send(ctx, http.MethodPost, pinsPath, p, done)
+	})
+	c.Example = `  flotilla pin add --zone ship --repo 'base/**'
+  flotilla pin add --zone shop-7 --repo pos/terminal --tag 'v2.*'`
 	return c
 }
 
 func pinRemoveCommand() *cobra.Command {
-	var r remote
-	var p node.Pin
-	c := &cobra.Command{
-		Use:   "remove --zone ZONE --repo PATTERN [--tag PATTERN]",
-		Short: "Take a pin back, said as it was added",
-		Args:  noArguments,
-		RunE: func(c *cobra.Command, _ []string) error {
-			if err := complete(p); err != nil {
-				return err
-			}
-			query := url.Values{"zone": {p.Zone}, "repo": {p.Repo}, "tag": {p.Tag}}
-			var done node.PinChange
-			if err := r.fetch(c.Context(), http.MethodDelete, pinsPath+"?"+query.Encode(), &done); err != nil {
-				return err
-			}
-			return behind(done.Everywhere)
-		},
-	}
-	r.flags(c)
-	pinFlags(c, &p)
-	return c
+	return pinChangeCommand("remove", "Take a pin back, said as it was added", func(ctx context.Context, r *remote, p node.Pin, done *node.PinChange) error {
+		query := url.Values{"zone": {p.Zone}, "repo": {p.Repo}, "tag": {p.Tag}}
+		return r.fetch(ctx, http.MethodDelete, pinsPath+"?"+query.Encode(), done)
+	})
 }
 
 func pinListCommand() *cobra.Command {
