@@ -201,6 +201,19 @@ func (r *remote) status(ctx context.Context) (node.Status, error) {
 	return s, err
 }
 
+// jsonFlag declares the flag of commands whose answer programs may want to read.
+func jsonFlag(c *cobra.Command, asJSON *bool) {
+	c.Flags().BoolVar(asJSON, "json", false, "print the whole answer as JSON")
+}
+
+// show prints a node's answer, by print where people read it.
+func show[T any](c *cobra.Command, asJSON bool, answer T, print func(io.Writer, T) error) error {
+	if asJSON {
+		return json.NewEncoder(c.OutOrStdout()).Encode(answer)
+	}
+	return print(c.OutOrStdout(), answer)
+}
+
 // oneArgument is the rule of commands that act on one thing.
 func oneArgument(what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {

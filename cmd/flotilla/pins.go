@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -85,6 +84,11 @@ func pinRemoveCommand() *cobra.Command {
 	})
 }
 
+// pinList is what a node answers to who asks for the pins.
+type pinList struct {
+	Pins []node.Pin `json:"pins"`
+}
+
 func pinListCommand() *cobra.Command {
 	var r remote
 	var asJSON bool
@@ -93,26 +97,25 @@ func pinListCommand() *cobra.Command {
 		Short: "List the pins",
 		Args:  noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			var list struct {
-				Pins []node.Pin `json:"pins"`
-			}
+			var list pinList
 			if err := r.fetch(c.Context(), http.MethodGet, pinsPath, &list); err != nil {
 				return err
 			}
-			if asJSON {
-				return json.NewEncoder(c.OutOrStdout()).Encode(list)
-			}
-			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "ZONE\tREPOSITORIES\tTAGS")
-			for _, p := range list.Pins {
-				fmt.Fprintf(w, "%s\t%s\t%s\n", p.Zone, p.Repo, cmp.Or(p.Tag, "-"))
-			}
-			return w.Flush()
+			return show(c, asJSON, list, printPins)
 		},
 	}
 	r.flags(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "print the whole answer as JSON")
+	jsonFlag(c, &asJSON)
 	return c
+}
+
+func printPins(out io.Writer, list pinList) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ZONE\tREPOSITORIES\tTAGS")
+	for _, p := range list.Pins {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Zone, p.Repo, cmp.Or(p.Tag, "-"))
+	}
+	return w.Flush()
 }
 
 func pinStatusCommand() *cobra.Command {
@@ -131,18 +134,14 @@ unless every pin holds.`,
 			if err := r.look(c.Context(), pinsPath+"/status", &s); err != nil {
 				return err
 			}
-			show := printPins
-			if asJSON {
-				show = func(out io.Writer, s node.PinsStatus) error { return json.NewEncoder(out).Encode(s) }
-			}
-			if err := show(c.OutOrStdout(), s); err != nil {
+			if err := show(c, asJSON, s, printPinsStatus); err != nil {
 				return err
 			}
 			return allHold(s)
 		},
 	}
 	r.flags(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "print the whole answer as JSON")
+	jsonFlag(c, &asJSON)
 	return c
 }
 
@@ -160,7 +159,7 @@ func allHold(s node.PinsStatus) error {
 	return nil
 }
 
-func printPins(out io.Writer, s node.PinsStatus) error {
+func printPinsStatus(out io.Writer, s node.PinsStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ZONE\tREPOSITORIES\tTAGS\tHOLDS\tIMAGES\tBLOBS\tSIZE\tMISSING\tTO GO")
 	for _, p := range s.Pins {

@@ -54,8 +54,8 @@ func TestPinCommands(t *testing.T) {
 	}
 }
 
-// TestPrintPins: people see at a glance what is missing, and how long it takes.
-func TestPrintPins(t *testing.T) {
+// TestPrintPinsStatus: people see at a glance what is missing, and how long it takes.
+func TestPrintPinsStatus(t *testing.T) {
 	pin := node.Pin{Zone: "ship", Repo: "base/**"}
 	s := node.PinsStatus{
 		Pins: []node.PinStatus{
@@ -67,7 +67,7 @@ func TestPrintPins(t *testing.T) {
 		Silent: []string{"n7"}, Degraded: true,
 	}
 	var out bytes.Buffer
-	if err := printPins(&out, s); err != nil {
+	if err := printPinsStatus(&out, s); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -22,14 +21,11 @@ func statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return json.NewEncoder(c.OutOrStdout()).Encode(s)
-			}
-			return printStatus(c.OutOrStdout(), s)
+			return show(c, asJSON, s, printStatus)
 		},
 	}
 	r.flags(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "print the whole answer as JSON")
+	jsonFlag(c, &asJSON)
 	return c
 }
 

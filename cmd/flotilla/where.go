@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
@@ -40,14 +39,11 @@ may stand in the URL of --server: https://ann:password@registry.example`,
 			if err := r.look(c.Context(), "/flotilla/v1/where?"+query.Encode(), &w); err != nil {
 				return err
 			}
-			if asJSON {
-				return json.NewEncoder(c.OutOrStdout()).Encode(w)
-			}
-			return printWhere(c.OutOrStdout(), w)
+			return show(c, asJSON, w, printWhere)
 		},
 	}
 	r.flags(c)
-	c.Flags().BoolVar(&asJSON, "json", false, "print the whole answer as JSON")
+	jsonFlag(c, &asJSON)
 	return c
 }
 
