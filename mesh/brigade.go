@@ -213,7 +213,7 @@ func (h *hunt) name(ctx context.Context, head string, off int64) (turn, error) {
 	}
 	t, err := h.b.sayStep(ctx, head, h.digest, s)
 	if err != nil {
-		h.b.log.Debug("the head of a line does not answer", "node", head, "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
+		h.b.log.Debug("the head of a line does not answer", "node", head, "digest", h.digest, "error", err, "request", oci.RequestID(ctx))
 		return turn{}, err
 	}
 	h.spot.settle(t.Place, t.From)
@@ -355,7 +355,7 @@ func (h *hunt) tell(done bool) {
 	h.b.crew.run(oci.WithRequestID(context.Background(), s.request), func(ctx context.Context) {
 		t, err := h.b.sayStep(ctx, h.b.head(h.digest), h.digest, said)
 		if err != nil {
-			h.b.log.Debug("the head of the line does not answer", "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
+			h.b.log.Debug("the head of the line does not answer", "digest", h.digest, "error", err, "request", oci.RequestID(ctx))
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()

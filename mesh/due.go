@@ -62,7 +62,7 @@ func (p *pass) nudge(ctx context.Context) error {
 	for node := range p.behind {
 		telling.Go(func() error {
 			if _, err := p.b.call(ctx, p.b.patience.Answer, http.MethodPost, node, "/blobs/wake", nil); err != nil {
-				p.b.log.Debug("a member does not hear what it lacks", "node", node, "err", err)
+				p.b.log.Debug("a member does not hear what it lacks", "node", node, "error", err)
 			}
 			return nil
 		})

@@ -232,7 +232,7 @@ func (h *hunt) note(ctx context.Context, id string, err error) {
 		h.denied[id] = true
 		return
 	}
-	h.b.log.Debug("source does not serve a blob", "node", id, "digest", h.digest, "err", err, "request", oci.RequestID(ctx))
+	h.b.log.Debug("source does not serve a blob", "node", id, "digest", h.digest, "error", err, "request", oci.RequestID(ctx))
 }
 
 // getAny asks nodes which of them has the blob, and then the first that does

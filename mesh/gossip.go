@@ -260,7 +260,7 @@ func (m *Members) appeared(n *memberlist.Node) {
 	}
 	p, err := announced(n)
 	if err != nil {
-		m.log.Warn("ignoring a node whose announcement cannot be read", "node", n.Name, "address", p.Gossip, "err", err)
+		m.log.Warn("ignoring a node whose announcement cannot be read", "node", n.Name, "address", p.Gossip, "error", err)
 		return
 	}
 	m.mu.Lock()

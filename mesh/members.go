@@ -270,7 +270,7 @@ func (m *Members) UpdateMeta(ctx context.Context, meta Meta) error {
 	// memberlist counts the time itself; the wait for others is no more than
 	// the wait for a packet to leave.
 	if err := m.list.UpdateNode(m.patience(ctx)); err != nil {
-		m.log.Debug("announcing a change takes long", "err", err)
+		m.log.Debug("announcing a change takes long", "error", err)
 		return ctx.Err()
 	}
 	return nil

@@ -86,7 +86,7 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	sent, err := b.copyOut(b.departing(w, r), f, size-q.off)
 	b.stats.bytesTo.Add(sent)
 	if err != nil {
-		b.log.Debug("a peer did not get all of a blob", "digest", q.digest, "offset", q.off, "sent", sent, "err", err, "request", oci.RequestID(r.Context()))
+		b.log.Debug("a peer did not get all of a blob", "digest", q.digest, "offset", q.off, "sent", sent, "error", err, "request", oci.RequestID(r.Context()))
 	}
 	return nil // the header is out: a short body tells the rest
 }
@@ -135,7 +135,7 @@ func (b *Blobs) find(ctx context.Context, q question) (io.ReadSeekCloser, int64,
 	if f, size, err = b.fillFor(ctx, q); err == nil {
 		return f, size, nil
 	}
-	b.log.Debug("no copy for a node of this zone", "digest", q.digest, "err", err, "request", oci.RequestID(ctx))
+	b.log.Debug("no copy for a node of this zone", "digest", q.digest, "error", err, "request", oci.RequestID(ctx))
 	// What this node could not find out, the asker will: it needs to know
 	// whether the blob is here, and it is not.
 	return b.local.Open(ctx, q.digest)

@@ -233,7 +233,7 @@ func (p *placement) run(ctx context.Context, l *lane) {
 			continue
 		}
 		p.b.stats.placeFailed.Add(1)
-		p.b.log.Debug("a copy could not be placed", "node", n.ID, "digest", p.digest, "err", err, "request", oci.RequestID(ctx))
+		p.b.log.Debug("a copy could not be placed", "node", n.ID, "digest", p.digest, "error", err, "request", oci.RequestID(ctx))
 		if next, ok := p.take(); ok && ctx.Err() == nil {
 			l.put(next)
 		}

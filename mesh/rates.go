@@ -153,7 +153,7 @@ func (b *Blobs) wishFor(ctx context.Context, w wish) (int64, error) {
 		}
 		q.alone = time.Now().Add(avoidance)
 		q.mu.Unlock()
-		b.log.Debug("the warden of a rate does not answer: this node goes on with its share", "node", warden, "from", w.From, "err", err)
+		b.log.Debug("the warden of a rate does not answer: this node goes on with its share", "node", warden, "from", w.From, "error", err)
 	}
 	return b.grant(ctx, q.own(live), w)
 }

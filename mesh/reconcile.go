@@ -118,7 +118,7 @@ func (b *Blobs) newPass(ctx context.Context) (*pass, error) {
 		return nil, context.Cause(ctx)
 	}
 	if err != nil {
-		b.log.Info("a pass drops nothing: the catalogue cannot be proven current", "err", err)
+		b.log.Info("a pass drops nothing: the catalogue cannot be proven current", "error", err)
 	}
 	p.synced = err == nil
 	p.tally.Synced = p.synced
@@ -285,7 +285,7 @@ func (p *pass) denied(v *blob) bool {
 func (p *pass) drop(v *blob, cutoff time.Time) bool {
 	removed, err := p.b.local.Remove(v.digest, cutoff)
 	if err != nil {
-		p.b.log.Warn("a copy could not be dropped", "digest", v.digest, "err", err)
+		p.b.log.Warn("a copy could not be dropped", "digest", v.digest, "error", err)
 	}
 	if removed {
 		p.tally.HeldBlobs--
@@ -369,7 +369,7 @@ func (p *pass) poll(ctx context.Context, about map[string][]*blob, membership st
 			mu.Lock()
 			defer mu.Unlock()
 			if p.silent[node]++; err != nil {
-				p.b.log.Debug("a member does not say what it holds", "node", node, "err", err)
+				p.b.log.Debug("a member does not say what it holds", "node", node, "error", err)
 				return nil
 			}
 			p.silent[node] = 0

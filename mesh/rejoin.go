@@ -136,9 +136,9 @@ func (m *Members) rejoin(ctx context.Context) {
 			case n > 0:
 				m.log.Debug("found lost members again", "answered", n)
 			case (errors.Is(err, ErrSecret) || errors.Is(err, ErrOtherMesh)) && m.rare.first("rejoin"):
-				m.log.Warn("cannot rejoin the members known from before", "err", err)
+				m.log.Warn("cannot rejoin the members known from before", "error", err)
 			case ctx.Err() == nil:
-				m.log.Debug("lost members do not answer", "err", err)
+				m.log.Debug("lost members do not answer", "error", err)
 			}
 		}
 		select {
@@ -200,7 +200,7 @@ func (m *Members) tend(ctx context.Context) {
 			m.mu.Unlock()
 		case <-m.dirty:
 			if err := m.write(); err != nil {
-				m.log.Warn("cannot keep the file of known members", "err", err)
+				m.log.Warn("cannot keep the file of known members", "error", err)
 			}
 		}
 	}
@@ -218,7 +218,7 @@ func (m *Members) load() error {
 	}
 	var all []Peer
 	if err := json.Unmarshal(b, &all); err != nil {
-		m.log.Warn("ignoring the file of known members", "path", m.path, "err", err)
+		m.log.Warn("ignoring the file of known members", "path", m.path, "error", err)
 	}
 	for _, p := range all {
 		if p.ID != m.id {

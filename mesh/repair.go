@@ -133,7 +133,7 @@ func (p *pass) mend(ctx context.Context, r repair) {
 	})
 	if err != nil {
 		p.b.stats.repairFailed.Add(1)
-		p.b.log.Debug("copies of a blob are still missing", "digest", r.digest, "err", err)
+		p.b.log.Debug("copies of a blob are still missing", "digest", r.digest, "error", err)
 		return
 	}
 	p.b.stats.repaired.Add(1)
@@ -223,7 +223,7 @@ func (h *hunt) press() {
 	}
 	h.b.crew.run(oci.WithRequestID(context.Background(), request), func(ctx context.Context) {
 		if _, _, err := h.b.ask(ctx, http.MethodHead, question{node: source, digest: h.digest}); err != nil {
-			h.b.log.Debug("a source does not hurry", "node", source, "digest", h.digest, "err", err, "request", request)
+			h.b.log.Debug("a source does not hurry", "node", source, "digest", h.digest, "error", err, "request", request)
 		}
 	})
 }

@@ -40,7 +40,7 @@ func (b *Blobs) Where(ctx context.Context, ds []digest.Digest) (Whereabouts, err
 	b.askLive(nodes, func(i int, node string) {
 		var err error
 		if held[i], err = b.heldBy(ctx, node, ds); err != nil {
-			b.log.Debug("a member does not say what it holds", "node", node, "err", err, "request", oci.RequestID(ctx))
+			b.log.Debug("a member does not say what it holds", "node", node, "error", err, "request", oci.RequestID(ctx))
 		}
 		answered[i] = err == nil
 	})

@@ -57,7 +57,7 @@ func (s *state) setCurrent(name string) error {
 func (s *state) sweep() {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		s.log.Warn("cannot look for leftovers of the catalogue", "err", err)
+		s.log.Warn("cannot look for leftovers of the catalogue", "error", err)
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), dbPrefix) && e.Name() != s.name {
@@ -69,7 +69,7 @@ func (s *state) sweep() {
 // discard deletes a database that nothing uses.
 func (s *state) discard(name string) {
 	if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
-		s.log.Warn("cannot delete an old state of the catalogue", "err", err)
+		s.log.Warn("cannot delete an old state of the catalogue", "error", err)
 	}
 }
 

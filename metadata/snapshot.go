@@ -207,7 +207,7 @@ func (s *state) swap(name string, db *pebble.DB, l loaded) error {
 	s.membersChanged()
 	s.tellNamed(nil, true)
 	if err != nil {
-		s.log.Warn("cannot close the state that a snapshot replaced", "err", err)
+		s.log.Warn("cannot close the state that a snapshot replaced", "error", err)
 	}
 	return nil
 }

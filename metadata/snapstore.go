@@ -119,7 +119,7 @@ func (t *snapshotStore) metas() ([]snapshotMeta, error) {
 		}
 		m, err := t.meta(e.Name())
 		if err != nil {
-			t.log.Warn("a snapshot cannot be used", "id", e.Name(), "err", err)
+			t.log.Warn("a snapshot cannot be used", "id", e.Name(), "error", err)
 			continue
 		}
 		all = append(all, m)
@@ -300,7 +300,7 @@ func (t *snapshotStore) release(id string) error {
 func (t *snapshotStore) reap() {
 	metas, err := t.metas()
 	if err != nil {
-		t.log.Warn("cannot look for old snapshots", "err", err)
+		t.log.Warn("cannot look for old snapshots", "error", err)
 	}
 	for i, m := range metas {
 		if i < keepSnapshots || t.opened[m.ID] != nil {
@@ -308,7 +308,7 @@ func (t *snapshotStore) reap() {
 		}
 		// In two steps, lest a crash leave a part that looks whole.
 		if err := os.Rename(filepath.Join(t.dir, m.ID), filepath.Join(t.dir, m.ID+tmpSuffix)); err != nil {
-			t.log.Warn("cannot delete an old snapshot", "err", err)
+			t.log.Warn("cannot delete an old snapshot", "error", err)
 			continue
 		}
 		t.discard(m.ID + tmpSuffix)
@@ -317,7 +317,7 @@ func (t *snapshotStore) reap() {
 
 func (t *snapshotStore) discard(name string) {
 	if err := os.RemoveAll(filepath.Join(t.dir, name)); err != nil {
-		t.log.Warn("cannot delete an old snapshot", "err", err)
+		t.log.Warn("cannot delete an old snapshot", "error", err)
 	}
 }
 

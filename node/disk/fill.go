@@ -198,7 +198,7 @@ func (s *Store) run(ctx context.Context, f *fill, src Source) {
 		if errors.Is(err, oci.ErrBlobUnknown) {
 			level = slog.LevelDebug // nobody has it: an answer, no failure
 		}
-		s.log.Log(ctx, level, "fill failed", "digest", f.digest, "request", oci.RequestID(ctx), "err", err)
+		s.log.Log(ctx, level, "fill failed", "digest", f.digest, "request", oci.RequestID(ctx), "error", err)
 	}
 	f.end(err)
 }
@@ -224,7 +224,7 @@ func (s *Store) download(ctx context.Context, f *fill, src Source) error {
 			break
 		}
 		s.stats.replaced.Add(1)
-		s.log.DebugContext(ctx, "source of a fill replaced", "digest", f.digest, "request", oci.RequestID(ctx), "offset", w.size, "err", err)
+		s.log.DebugContext(ctx, "source of a fill replaced", "digest", f.digest, "request", oci.RequestID(ctx), "offset", w.size, "error", err)
 		if barren++; w.size > off {
 			barren = 0
 		}

@@ -34,7 +34,7 @@ func (s *Store) condemn(d digest.Digest, f *os.File, reason error) (gone bool, e
 	} else {
 		s.stats.unreadable.Add(1)
 	}
-	s.log.Error("a stored blob is damaged and no longer served", "digest", d, "err", reason)
+	s.log.Error("a stored blob is damaged and no longer served", "digest", d, "error", reason)
 	s.trimQuarantine()
 	if s.cfg.Bad != nil {
 		s.cfg.Bad(d)
@@ -61,7 +61,7 @@ func (s *Store) putAway(d digest.Digest, f *os.File) (gone bool, err error) {
 	}
 	kept := s.quarantine + strings.Replace(string(d), ":", "-", 1)
 	if err := s.sys.rename(s.cfg.Dir, path, kept); err != nil {
-		s.log.Warn("cannot keep a damaged file", "digest", d, "err", err)
+		s.log.Warn("cannot keep a damaged file", "digest", d, "error", err)
 		if err := os.Remove(path); err != nil {
 			// It would be served on, from a disk that takes no change.
 			return false, s.fail(fmt.Errorf("take a damaged file away: %w", err))
@@ -94,7 +94,7 @@ func (s *Store) trimQuarantine() {
 	defer s.trimming.Unlock()
 	entries, err := os.ReadDir(s.quarantine)
 	if err != nil {
-		s.log.Warn("cannot look into quarantine", "err", err)
+		s.log.Warn("cannot look into quarantine", "error", err)
 		return
 	}
 	var files []fs.FileInfo

@@ -170,7 +170,7 @@ func (c *scrubber) check(ctx context.Context, d digest.Digest, unreadableGoes bo
 		}
 		err = errors.Join(err, cerr)
 	default:
-		c.store.log.Warn("stored blob cannot be read", "digest", d, "err", err)
+		c.store.log.Warn("stored blob cannot be read", "digest", d, "error", err)
 	}
 	return oci.ErrUnavailable.Because("the stored copy is damaged").Wrap(err)
 }
@@ -227,6 +227,6 @@ func (s *Store) writeCursor(d digest.Digest) {
 		return
 	}
 	if err := os.WriteFile(s.cursorPath(), []byte(d+"\n"), 0o600); err != nil {
-		s.log.Warn("cannot note how far the scrub is", "err", err)
+		s.log.Warn("cannot note how far the scrub is", "error", err)
 	}
 }

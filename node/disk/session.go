@@ -91,7 +91,7 @@ func (s *Store) loadUploads() error {
 		}
 		up, err := s.loadUpload(id)
 		if err != nil {
-			s.log.Warn("upload lost with the last process", "id", id, "err", err)
+			s.log.Warn("upload lost with the last process", "id", id, "error", err)
 			_ = os.Remove(s.uploadsDir + e.Name())
 			continue
 		}
@@ -225,7 +225,7 @@ func (u *uploads) expire(deadline, emptyDeadline time.Time) (old []*upload) {
 func (s *Store) sweepFolder(dir string, deadline time.Time, abandoned func(name string) bool) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		s.log.Warn("cannot sweep", "err", err)
+		s.log.Warn("cannot sweep", "error", err)
 		return
 	}
 	for _, e := range entries {

@@ -372,7 +372,7 @@ func (s *Store) mark(up *upload, d digest.Digest) {
 	}
 	if err := s.record(up); err != nil {
 		// The blob is durable; only a repeat after a restart will not know.
-		s.log.Warn("cannot record a finished upload", "err", err)
+		s.log.Warn("cannot record a finished upload", "error", err)
 	}
 }
 

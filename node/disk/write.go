@@ -270,7 +270,7 @@ func (s *Store) sound() error {
 // vouched for.
 func (s *Store) fail(err error) error {
 	if s.failed.CompareAndSwap(nil, &err) {
-		s.log.Error("disk failed, refusing writes", "err", err)
+		s.log.Error("disk failed, refusing writes", "error", err)
 		if s.cfg.Fatal != nil {
 			s.cfg.Fatal(err)
 		}
