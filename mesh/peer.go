@@ -23,7 +23,7 @@ func (b *Blobs) PeerHandler() http.Handler {
 		"POST /blobs/holdings":      b.serveHoldings,
 		"POST /blobs/{digest}/line": b.serveStep,
 		"POST /blobs/wake":          b.serveWake,
-		"POST /blobs/leave":         b.serveLeave,
+		"POST /blobs/allowance":     b.serveAllowance,
 		"GET /blobs/health":         b.serveHealth,
 		"GET /blobs/transfers":      b.serveTransfers,
 		"GET /blobs/garbage":        b.serveGarbage,

@@ -15,19 +15,19 @@ import (
 )
 
 const (
-	// maxLeave is how many bytes a body may be ahead of its leave where no rate
-	// is set, until it looks again whether one is.
-	maxLeave = 16 << 20
+	// maxAllowance is how many bytes a body is allowed at once where no rate is
+	// set, until it looks again whether one is.
+	maxAllowance = 16 << 20
 	// freeFor is how long a node relies on there being no rate.
 	freeFor = 10 * time.Second
-	// maxAsking bounds the requests for leave that wait here. Each is of a body
-	// that some node reads.
+	// maxAsking bounds the requests for an allowance that wait here. Each is of a
+	// body that some node reads.
 	maxAsking = 4096
 )
 
 // rates is the limits of what comes into this zone, one for each other zone.
 // One node of the zone, the pair's warden, has the bucket from which all nodes
-// of the zone take leave to read on, so that the limit holds for all of them
+// of the zone take their allowances, so that the limit holds for all of them
 // together. The warden's setting is what counts. A node to which it gives no
 // answer goes on with its share of the rate.
 type rates struct {
@@ -74,12 +74,12 @@ func (q *quota) piece() int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.rate == 0 {
-		return maxLeave
+		return maxAllowance
 	}
 	return grantOf(q.rate)
 }
 
-// wish is what a node asks of the warden: leave to read on.
+// wish is what a node asks of the warden: to read on.
 type wish struct {
 	From   string        `json:"from"` // the zone where the bytes come from
 	Cause  Cause         `json:"cause"`
@@ -87,8 +87,8 @@ type wish struct {
 	Waited time.Duration `json:"waited"` // nanoseconds, in requests before this one
 }
 
-// leave is the warden's answer.
-type leave struct {
+// allowance is the warden's answer.
+type allowance struct {
 	Bytes int64 `json:"bytes"` // that may come in; 0 says to ask again
 	Rate  int64 `json:"rate"`  // bytes a second for the zone; 0 is no limit
 }
@@ -111,9 +111,9 @@ func (b *Blobs) warden(from string) (id string, live int64) {
 	return id, live
 }
 
-// obtain waits until some of n bytes may come from another zone, and returns
+// allow waits until some of n bytes may come from another zone, and returns
 // how many. What they are for may change meanwhile. held is called now and then.
-func (b *Blobs) obtain(ctx context.Context, from string, why func() Cause, n int64, held func()) (int64, error) {
+func (b *Blobs) allow(ctx context.Context, from string, why func() Cause, n int64, held func()) (int64, error) {
 	since := time.Now()
 	for {
 		got, err := b.wishFor(ctx, wish{From: from, Cause: why(), Bytes: n, Waited: time.Since(since)})
@@ -189,20 +189,20 @@ func (b *Blobs) grant(ctx context.Context, from *bucket, w wish) (int64, error) 
 	return n, nil
 }
 
-func (b *Blobs) askWarden(ctx context.Context, warden string, w wish) (leave, error) {
-	var l leave
-	if err := b.query(ctx, b.patience.Answer, warden, "/blobs/leave", w, &l); err != nil {
-		return leave{}, err
+func (b *Blobs) askWarden(ctx context.Context, warden string, w wish) (allowance, error) {
+	var a allowance
+	if err := b.query(ctx, b.patience.Answer, warden, "/blobs/allowance", w, &a); err != nil {
+		return allowance{}, err
 	}
-	if l.Bytes < 0 || l.Bytes > w.Bytes || l.Rate < 0 {
-		return leave{}, oci.ErrUnavailable.Because("impossible answer from a peer")
+	if a.Bytes < 0 || a.Bytes > w.Bytes || a.Rate < 0 {
+		return allowance{}, oci.ErrUnavailable.Because("impossible answer from a peer")
 	}
-	return l, nil
+	return a, nil
 }
 
-// serveLeave answers a node of this zone that takes this one for the warden. A
-// request waits for a moment only, and not at all once the asker has gone.
-func (b *Blobs) serveLeave(w http.ResponseWriter, r *http.Request) error {
+// serveAllowance answers a node of this zone that takes this one for the warden.
+// A request waits for a moment only, and not at all once the asker has gone.
+func (b *Blobs) serveAllowance(w http.ResponseWriter, r *http.Request) error {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAnswer))
 	if err != nil {
 		return oci.ErrSizeInvalid.Wrap(err)
@@ -212,23 +212,23 @@ func (b *Blobs) serveLeave(w http.ResponseWriter, r *http.Request) error {
 		return oci.ErrUnsupported.Because("a wish that cannot be read")
 	}
 	if asker, known := b.members.Ring().Node(caller(r.Context())); !known || asker.Zone != b.zone || ask.From == b.zone || !b.knows(ask.From) {
-		return oci.ErrUnsupported.Because("leave for what comes from zone %.40q is not had here", ask.From)
+		return oci.ErrUnsupported.Because("what comes from zone %.40q is not allowed for here", ask.From)
 	}
 	select {
 	case b.rates.asking <- struct{}{}:
 		defer func() { <-b.rates.asking }()
 	default:
-		return oci.ErrUnavailable.Because("too many nodes wait for leave")
+		return oci.ErrUnavailable.Because("too many nodes wait to be allowed bytes")
 	}
 	n, err := b.grant(r.Context(), b.rates.quota(ask.From).kept, ask)
 	if err != nil {
 		return oci.ErrUnavailable.Wrap(err)
 	}
-	return b.answer(w, leave{Bytes: n, Rate: b.rates.perSecond})
+	return b.answer(w, allowance{Bytes: n, Rate: b.rates.perSecond})
 }
 
-// crossing is a body that comes from another zone. Whoever reads it waits for
-// leave for the bytes just read, so that the next ones stay with the sender.
+// crossing is a body that comes from another zone. Whoever reads it waits for an
+// allowance for the bytes just read, so that the next ones stay with the sender.
 type crossing struct {
 	body   io.ReadCloser
 	b      *Blobs
@@ -237,8 +237,8 @@ type crossing struct {
 	from   string
 	why    func() Cause
 	left   int64       // to come; below 0 where nobody said
-	credit int64       // leave that is not used yet; below 0, what there is none for yet
-	held   atomic.Bool // it waits for leave
+	credit int64       // allowed and not read yet; below 0, read and not allowed yet
+	held   atomic.Bool // it waits for an allowance
 
 	mu   sync.Mutex
 	tell func() // nil, or tells the sender that this node is alive
@@ -257,8 +257,7 @@ func (c *crossing) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// pay waits until there is leave for all that was read, and takes some for
-// what comes next.
+// pay waits until all that was read is allowed, and some of what comes next.
 func (c *crossing) pay() error {
 	if c.credit >= 0 {
 		return nil
@@ -266,11 +265,11 @@ func (c *crossing) pay() error {
 	c.held.Store(true)
 	defer c.held.Store(false)
 	for c.credit < 0 {
-		want := int64(maxLeave)
+		want := int64(maxAllowance)
 		if c.left >= 0 {
 			want = min(want, c.left)
 		}
-		got, err := c.b.obtain(c.ctx, c.from, c.why, want-c.credit, c.alive)
+		got, err := c.b.allow(c.ctx, c.from, c.why, want-c.credit, c.alive)
 		if err != nil {
 			return err
 		}
@@ -290,8 +289,8 @@ func (c *crossing) alive() {
 	}
 }
 
-// Close implements io.Closer. It frees a Read that waits for leave, and tells
-// the sender nothing any more.
+// Close implements io.Closer. It frees a Read that waits for an
+// allowance, and tells the sender nothing any more.
 func (c *crossing) Close() error {
 	c.cancel()
 	c.mu.Lock()

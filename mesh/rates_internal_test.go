@@ -146,7 +146,7 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
-// TestCrossingCloses: closing frees a Read that waits for leave, which leaves
+// TestCrossingCloses: closing frees a Read that waits for an allowance, which leaves
 // nothing behind; while it waits, the body says so.
 func TestCrossingCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -207,8 +207,8 @@ func TestOutgoingHeldBack(t *testing.T) {
 	})
 }
 
-// TestLeave: what is no wish is refused, and an asker that goes leaves nothing.
-func TestLeave(t *testing.T) {
+// TestAllowance: what is no wish is refused, and an asker that goes leaves nothing.
+func TestAllowance(t *testing.T) {
 	b := receiver(t, 1) // one grant, and then none for an hour
 	ask := asker(t, b, "near")
 	for _, other := range []string{"", "far", "unknown"} {
@@ -249,8 +249,8 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// TestLeaveCancelled: an asker that goes leaves nothing at the warden.
-func TestLeaveCancelled(t *testing.T) {
+// TestAllowanceCancelled: an asker that goes leaves nothing at the warden.
+func TestAllowanceCancelled(t *testing.T) {
 	b := receiver(t, 1)
 	b.patience.Answer = time.Hour // a request waits for a quarter of that
 	ask := asker(t, b, "near")
@@ -265,14 +265,14 @@ func TestLeaveCancelled(t *testing.T) {
 	soon(t, "nothing is left", func() bool { return b.claims() == 0 && len(b.rates.asking) == 0 })
 }
 
-// asker returns what asks b for leave as node, over a socket.
+// asker returns what asks b for an allowance as node, over a socket.
 func asker(t *testing.T, b *Blobs, node string) func(ctx context.Context, body string) (status int, answer string) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.PeerHandler().ServeHTTP(w, r.WithContext(WithCaller(r.Context(), node)))
 	}))
 	t.Cleanup(srv.Close)
 	return func(ctx context.Context, body string) (int, string) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL+"/blobs/leave", strings.NewReader(body))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL+"/blobs/allowance", strings.NewReader(body))
 		if err != nil {
 			return 0, err.Error()
 		}

@@ -56,11 +56,11 @@ func (c *cluster) wardenOf(from, to string) (peers []*peer) {
 	return peers
 }
 
-// wishes counts what p is asked for leave from now on.
+// wishes counts what p is asked to allow from now on.
 func (p *peer) wishes() *atomic.Int64 {
 	n := new(atomic.Int64)
 	p.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-		if r.URL.Path == "/blobs/leave" {
+		if r.URL.Path == "/blobs/allowance" {
 			n.Add(1)
 		}
 		next.ServeHTTP(w, r)
@@ -164,7 +164,7 @@ func TestZoneRateWardenLost(t *testing.T) {
 				c.setDown(warden, true)
 			} else {
 				warden.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-					if r.URL.Path == "/blobs/leave" {
+					if r.URL.Path == "/blobs/allowance" {
 						row.tamper(w, r, next)
 						return
 					}
@@ -177,7 +177,7 @@ func TestZoneRateWardenLost(t *testing.T) {
 				t.Errorf("a second's bytes took %v", took)
 			}
 			if asked.Load() != 0 {
-				t.Error("a node that is down was asked for leave")
+				t.Error("a node that is down was asked for an allowance")
 			}
 		})
 	}
@@ -200,7 +200,7 @@ func TestNoRateInsideZone(t *testing.T) {
 	}
 	for i, p := range c.nodes {
 		if in, out := p.blobs.Traffic(); len(in)+len(out) != 0 || asked[i].Load() != 0 {
-			t.Errorf("node %s: received %v, sent %v, was asked for leave %d times", p.id, in, out, asked[i].Load())
+			t.Errorf("node %s: received %v, sent %v, was asked for an allowance %d times", p.id, in, out, asked[i].Load())
 		}
 	}
 }
