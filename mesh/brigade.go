@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,10 +14,6 @@ import (
 
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
-
-// inLine is the header by which a node that has nothing of a blob yet says its
-// place in the line: whoever is before it lets it wait for the first byte.
-const inLine = "Flotilla-Place"
 
 // namings is how many neighbours a node takes from the head before it looks
 // for a source by itself.
@@ -261,21 +256,6 @@ func (b *Blobs) sayStep(ctx context.Context, head string, d digest.Digest, s ste
 	return t, nil
 }
 
-// callerKey is the key of the context's value that WithCaller adds.
-type callerKey struct{}
-
-// WithCaller returns a context for a request to PeerHandler that says which
-// node, by its UUID, is proved to have sent it. Without that nobody is in line.
-func WithCaller(ctx context.Context, id string) context.Context {
-	return context.WithValue(ctx, callerKey{}, id)
-}
-
-// caller returns the node that WithCaller named, or "".
-func caller(ctx context.Context) string {
-	id, _ := ctx.Value(callerKey{}).(string)
-	return id
-}
-
 // serveStep answers a node of this zone that takes this one for the head. A node
 // speaks for itself alone, whatever name it gives.
 func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
@@ -295,18 +275,6 @@ func (b *Blobs) serveStep(w http.ResponseWriter, r *http.Request) error {
 		s.From = ""
 	}
 	return b.answer(w, b.brigade.ledger.step(d, s, b.stand(d), time.Now()))
-}
-
-// parsePlace reads the place in line of whoever asks, 0 where it has none.
-func parsePlace(s string) (int64, error) {
-	if s == "" {
-		return 0, nil
-	}
-	place, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || place <= 0 {
-		return 0, oci.ErrUnsupported.Because("place %.40q", s)
-	}
-	return place, nil
 }
 
 // follow opens the copy that grows here for a node that has some bytes of it.

@@ -12,7 +12,7 @@ import (
 	"github.com/flotilla-registry/flotilla/api/oci"
 )
 
-// maxList bounds an answer that is a list of candidates.
+// maxList bounds the answer to a call, of which a list of candidates is the longest.
 const maxList = 512 * (MaxCandidates + 1)
 
 // call sends a member a small request and returns its answer, which must be

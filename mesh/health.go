@@ -218,7 +218,8 @@ func (b *Blobs) HealthOf(ctx context.Context, node string) (h Health, err error)
 	return h, err
 }
 
-// healthWait is how long the members are given to tell their health.
+// healthWait is how long the members are given to tell their health, or what
+// they receive.
 const healthWait = 2 * time.Second
 
 // MeshHealth adds up what the members' last passes saw. Its time is that of the

@@ -41,6 +41,21 @@ func (b *Blobs) PeerHandler() http.Handler {
 	return mux
 }
 
+// callerKey is the key of the context's value that WithCaller adds.
+type callerKey struct{}
+
+// WithCaller returns a context for a request to PeerHandler that says which
+// node, by its UUID, is proved to have sent it. Without that it is of no member.
+func WithCaller(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, callerKey{}, id)
+}
+
+// caller returns the node that WithCaller named, or "".
+func caller(ctx context.Context) string {
+	id, _ := ctx.Value(callerKey{}).(string)
+	return id
+}
+
 // serveBlob sends a blob, from an offset on: a whole one, or one that grows
 // and has more than the offset by now. It begins a download only for a node of
 // this zone that takes it for the zone's gateway.

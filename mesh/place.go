@@ -314,17 +314,12 @@ func (b *Blobs) sendOnce(ctx context.Context, node string, d digest.Digest, o of
 	defer f.Close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "https://"+node+"/blobs/"+d.String(), nil)
+	req, err := b.newOffer(ctx, node, d, o)
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set(sentBy, b.id)
-	if len(o.others) > 0 {
-		req.Header.Set(passOn, joinIDs(o.others))
-	}
 	var r io.Reader = f
 	if o.pace != nil {
-		req.Header.Set(forRepair, string(o.cause))
 		// Where copies of one blob go to several nodes, the first to be done takes
 		// the flag with it; the others keep to the pace.
 		hurry, _ := b.mending.LoadOrStore(d, new(atomic.Bool))
@@ -359,6 +354,22 @@ func (b *Blobs) sendOnce(ctx context.Context, node string, d digest.Digest, o of
 		return resp, nil
 	}
 	return nil, decode(resp)
+}
+
+// newOffer returns the request for an offer, but for its body.
+func (b *Blobs) newOffer(ctx context.Context, node string, d digest.Digest, o offer) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "https://"+node+"/blobs/"+d.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set(sentBy, b.id)
+	if len(o.others) > 0 {
+		req.Header.Set(passOn, joinIDs(o.others))
+	}
+	if o.pace != nil {
+		req.Header.Set(forRepair, string(o.cause))
+	}
+	return req, nil
 }
 
 func joinIDs(nodes []ring.Node) string {

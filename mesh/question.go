@@ -25,6 +25,10 @@ const mayFill = "Flotilla-May-Fill"
 // waits for.
 const forRepair = "Flotilla-Repair"
 
+// inLine is the header by which a node that has nothing of a blob yet says its
+// place in the line: whoever is before it lets it wait for the first byte.
+const inLine = "Flotilla-Place"
+
 // avoidance is how long a node that gave no answer is asked last.
 const avoidance = 5 * time.Second
 
@@ -147,6 +151,18 @@ func readQuestion(r *http.Request) (q question, err error) {
 	q.gateway = r.Method == http.MethodGet && r.Header.Get(mayFill) != ""
 	q.repair, q.cause = readCause(r)
 	return q, nil
+}
+
+// parsePlace reads the place in line of whoever asks, 0 where it has none.
+func parsePlace(s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	place, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || place <= 0 {
+		return 0, oci.ErrUnsupported.Because("place %.40q", s)
+	}
+	return place, nil
 }
 
 // readCause reads whether bytes are for a repair, and for which kind of it.
