@@ -47,6 +47,9 @@ type Health struct {
 	Repaired int64 `json:"repaired"` // blobs of which no copy is missing any more
 	Failed   int64 `json:"failed"`   // blobs of which they could not be made
 
+	// ZoneRate is the node's own setting of what its zone takes from each other
+	// one, in bytes a second; 0 is no limit. A sum has none.
+	ZoneRate int64 `json:"zoneRate,omitempty"`
 	// Received is what came here from other zones since the start, in order.
 	Received []Traffic `json:"received,omitempty"`
 }
@@ -63,6 +66,7 @@ func (h *Health) add(o Health) {
 	h.Leaves = h.Leaves || o.Leaves
 	h.Synced = h.Synced && o.Synced
 	h.TimeToGo = max(h.TimeToGo, o.TimeToGo)
+	h.ZoneRate = 0
 	h.Received = addTraffic(h.Received, o.Received)
 	for _, f := range []struct {
 		to   *int64
@@ -200,11 +204,13 @@ func (p *pass) publish(change func(h *Health)) {
 	r.last = *h
 }
 
-// Health returns what this node's last pass saw, and what came here until now.
+// Health returns what this node's last pass saw, and what came here until now and
+// may come.
 func (b *Blobs) Health() Health {
 	b.report.mu.Lock()
 	defer b.report.mu.Unlock()
 	h := b.report.last
+	h.ZoneRate = b.rates.perSecond
 	h.Received, _ = b.Traffic()
 	return h
 }

@@ -325,9 +325,10 @@ func TestPinBounds(t *testing.T) {
 	}
 }
 
-// TestPinMissing: what a zone lacks is counted, with the time that it takes.
+// TestPinMissing: what a zone lacks is counted, with the time that it takes over
+// a line with a rate.
 func TestPinMissing(t *testing.T) {
-	c := newSites(t)
+	c := newSites(t, func(cfg *Config) { cfg.ZoneRate = "64KiB" })
 	img := newImage(40 << 10)
 	c.push(0, "app", "v1", img)
 	c.pin(0, Pin{Zone: "b", Repo: "app"})
@@ -353,7 +354,8 @@ func TestPinMissing(t *testing.T) {
 		return nil
 	})
 	size := int64(len(img.blobs[d]))
-	if s := c.pinStatus(1); s.Holds || s.MissingBlobs != 1 || s.MissingBytes != size || s.TimeToGo <= 0 || s.Why != "blobs are missing" {
+	takes := time.Duration(float64(size) / (64 << 10) * float64(time.Second))
+	if s := c.pinStatus(1); s.Holds || s.MissingBlobs != 1 || s.MissingBytes != size || s.TimeToGo < takes || s.Why != "blobs are missing" {
 		t.Errorf("status %+v", s)
 	}
 	if err := c.nodes[0].disk.Put(t.Context(), d, size, bytes.NewReader(img.blobs[d])); err != nil {

@@ -37,7 +37,8 @@ type PinStatus struct {
 	MissingBlobs int64 `json:"missingBlobs"`
 	MissingBytes int64 `json:"missingBytes"`
 	// TimeToGo is how long it takes in nanoseconds until these are there, at the
-	// pace at which the nodes that lack them make copies; 0 where that is not known.
+	// pace at which the nodes that lack them make copies and the rate at which the
+	// zone takes them in; 0 where that is not known.
 	TimeToGo time.Duration `json:"timeToGo"`
 }
 
@@ -207,7 +208,8 @@ func (s *survey) count(w metadata.Want, j int, holders []string) {
 	}
 }
 
-// estimate finds out how long each pin takes: its slowest node decides.
+// estimate finds out how long each pin takes: its slowest node decides, or the
+// rate of the zone, for all that it lacks is elsewhere.
 func (s *survey) estimate(ctx context.Context) error {
 	for id, missing := range s.to {
 		h, err := s.n.blobs.HealthOf(ctx, id)
@@ -218,11 +220,19 @@ func (s *survey) estimate(ctx context.Context) error {
 			continue // it does not say, or never looked yet
 		}
 		for j, size := range missing {
-			takes := time.Duration(float64(size) / float64(h.Pace) * float64(time.Second))
-			s.status[j].TimeToGo = max(s.status[j].TimeToGo, takes)
+			p := &s.status[j]
+			p.TimeToGo = max(p.TimeToGo, timeFor(size, h.Pace))
+			if h.ZoneRate > 0 {
+				p.TimeToGo = max(p.TimeToGo, timeFor(p.MissingBytes, h.ZoneRate))
+			}
 		}
 	}
 	return nil
+}
+
+// timeFor returns how long bytes take at a rate above 0.
+func timeFor(bytes, perSecond int64) time.Duration {
+	return time.Duration(float64(bytes) / float64(perSecond) * float64(time.Second))
 }
 
 // result says of each pin whether it holds, and why not.
