@@ -186,9 +186,12 @@ func (n *Node) memberStatus(raft metadata.Status) []MemberStatus {
 
 // notes says in words what an operator may not read from the table.
 func notes(s Status) (lines []string) {
-	down, voters := 0, 0
+	down, voters, owners := 0, 0, 0
 	voter := ""
 	for _, m := range s.Members {
+		if m.Weight > 0 && m.Standing == "in" {
+			owners++
+		}
 		if m.State == "down" {
 			down++
 		}
@@ -203,8 +206,8 @@ func notes(s Status) (lines []string) {
 	if len(s.Members) == 2 && voters == 1 {
 		lines = append(lines, fmt.Sprintf("a mesh of two has one voter, %s: while it is down, pulls are served and pushes are refused; a third node cures that", voter))
 	}
-	if n := len(s.Members); n > 0 && n < s.Cluster.Replicas {
-		lines = append(lines, fmt.Sprintf("%d copies of each blob until there are %d members", n, s.Cluster.Replicas))
+	if owners > 0 && owners < s.Cluster.Replicas {
+		lines = append(lines, fmt.Sprintf("copies of each blob: %d, until %d members own blobs", owners, s.Cluster.Replicas))
 	}
 	c := s.Copies
 	if c.Lost > 0 {
