@@ -75,7 +75,7 @@ func serveFlags(f *pflag.FlagSet, cfg *node.Config) {
 	f.StringSliceVar(&cfg.Join, "join", nil, "gossip addresses of any members; DNS names may have several records; retried for ever")
 	f.StringSliceVar(&cfg.Expect, "expect", nil, "names of the first nodes, for orchestrators: a mesh of theirs is joined, else the lowest name founds")
 	f.StringVar(&cfg.Zone, "zone", "default", "site or datacenter")
-	f.StringVar(&cfg.ZoneRate, "zone-rate", "0", "bytes a second that all nodes of the zone together take from each other zone, such as 2MiB; 0 is no limit")
+	f.StringVar(&cfg.ZoneRate, "zone-rate", "0", "bytes a second that all nodes of the zone together take from each other zone, such as 2MiB, at least 16KiB; 0 is no limit")
 	f.Int64Var(&cfg.Weight, "weight", node.OfDisk, "share of the blobs it owns, in GiB; 0 owns none (default GiB of the data disk)")
 	f.IntVar(&cfg.Replicas, "replicas", 3, "copies of each blob, mesh-wide; the founder's counts")
 	f.StringVar(&cfg.SecretFile, "secret-file", "", "the join secret, base64 of at least 32 random bytes; a second line is accepted too (default <data>/mesh.secret, made by the founder)")
