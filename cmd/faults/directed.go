@@ -26,9 +26,14 @@ func (w *world) image(n int, repo string, sizes ...int64) *image {
 
 // push pushes an image at a node as one client would, and repeats what fails.
 func (w *world) push(ctx context.Context, n *rig.Node, i *image, tag string) error {
+	return w.pushWithin(ctx, time.Minute, n, i, tag)
+}
+
+// pushWithin is push by a client that repeats nothing after the limit.
+func (w *world) pushWithin(ctx context.Context, limit time.Duration, n *rig.Node, i *image, tag string) error {
 	c := &worker{w: w, id: w.newClient()}
 	var last error
-	err := await(ctx, time.Minute, "a push succeeds at "+n.Name, func() bool {
+	err := await(ctx, limit, "a push succeeds at "+n.Name, func() bool {
 		for _, p := range i.parts {
 			if last = w.client.pushBlob(ctx, n, i.repo, "", p.bytes()); last != nil {
 				return false
@@ -52,26 +57,53 @@ func (c *worker) put(ctx context.Context, n *rig.Node, i *image, tag string) err
 }
 
 // oneCopy: an acknowledged push is durable at two nodes, so the loss of any one
-// disk cannot take it away.
+// disk cannot take it away. At first all others have room for names only: who
+// acknowledges a push then has all there is of it. Once they have room, the bytes
+// still have a slow line to go.
 func oneCopy(ctx context.Context, w *world, _ options) error {
 	_, _, others, err := w.roles(ctx)
 	if err != nil {
 		return err
 	}
 	n := others[0] // no voter: the names stay where they are
-	if err := n.Slow(ctx, 2000); err != nil {
-		return err
-	}
+	rest := w.except(n)
 	repo, tag := w.key(0)
-	i := w.image(0, repo, 1<<20) // handing it on takes longer than naming it
-	begun := time.Now()
-	if err := w.push(ctx, n, i, tag); err != nil {
+	if err := errors.Join(n.Slow(ctx, 2000), fill(rest)); err != nil {
 		return err
 	}
-	w.say("  a push over a slow line was acknowledged after %.1f s", time.Since(begun).Seconds())
+	if err := w.pushWithin(ctx, 10*time.Second, n, w.image(0, repo, 3000), tag); err != nil {
+		w.say("  without room for a second copy: %v", err)
+		begun := time.Now()
+		if err := errors.Join(empty(rest), w.push(ctx, n, w.image(1, repo, 1<<20), tag)); err != nil {
+			return err
+		}
+		w.say("  a push over a slow line was acknowledged after %.1f s", time.Since(begun).Seconds())
+	}
 	w.wiped = true
-	w.mesh = w.except(n)
-	return errors.Join(n.Wipe(ctx), n.Fast(ctx))
+	w.mesh = rest
+	return errors.Join(n.Wipe(ctx), n.Fast(ctx), empty(rest))
+}
+
+// namesOnly is how many bytes are free on a disk which is to take no blob any
+// more, and names as ever.
+const namesOnly = 512 << 20
+
+// fill leaves the nodes room for names only.
+func fill(nodes []*rig.Node) error {
+	var errs []error
+	for _, n := range nodes {
+		errs = append(errs, n.Fill(namesOnly))
+	}
+	return errors.Join(errs...)
+}
+
+// empty ends fill.
+func empty(nodes []*rig.Node) error {
+	var errs []error
+	for _, n := range nodes {
+		errs = append(errs, n.Empty())
+	}
+	return errors.Join(errs...)
 }
 
 // power: what was acknowledged outlives the loss of all power.

@@ -286,7 +286,7 @@ func powerOne(ctx context.Context, w *world, e event) error {
 
 func powerAll(ctx context.Context, w *world, _ event) error { return rig.CutPower(ctx, w.mesh...) }
 
-func diskReserve(ctx context.Context, w *world, e event) error { return w.full(ctx, e, 512<<20) }
+func diskReserve(ctx context.Context, w *world, e event) error { return w.full(ctx, e, namesOnly) }
 func diskFull(ctx context.Context, w *world, e event) error    { return w.full(ctx, e, 0) }
 
 // full leaves so little of a node's disk, and what comes of it must end by

@@ -22,7 +22,7 @@ type scenario struct {
 
 func scenarios() []scenario {
 	return []scenario{
-		{name: "one-copy", about: "whoever took a push loses its disk before it could hand the bytes on", nodes: 5, needs: []string{rig.Shaping}, run: oneCopy},
+		{name: "one-copy", about: "whoever took a push loses its disk before it could hand the bytes on", nodes: 5, needs: []string{rig.Shaping, rig.Disks}, run: oneCopy},
 		{name: "power", about: "the power goes with the answer to a push", nodes: 5, apart: true, needs: []string{rig.Disks}, run: power},
 		{name: "old-leader", about: "a leader that others have replaced is asked for a tag", nodes: 5, run: oldLeader},
 		{name: "minority", about: "a leader with all non-voters is cut off from the other voters and asked for a tag", nodes: 5, run: minority},
