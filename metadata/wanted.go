@@ -35,7 +35,8 @@ func (c *Catalog) Sync(ctx context.Context) error {
 }
 
 // LogTime returns the time that ages are counted in, as far as this replica
-// has come.
+// has come. Who is about to place bytes takes it first, and says it when they
+// are named.
 func (c *Catalog) LogTime() time.Time { return time.Unix(0, c.state.logTime.Load()) }
 
 // Wanted lists digests whose bytes some member must hold, as this replica knows
