@@ -57,9 +57,7 @@ func (t *tx) link(op *wire.Link) (decision, error) {
 }
 
 // late reports whether log time has passed the latest at which bytes that were
-// placed may be named: nothing kept those who hold them from dropping them since.
-// The collection drops by clocks that none of this depends on, so that log time
-// must leave it a margin.
+// placed may be named: who holds them may have dropped them since.
 func (t *tx) late(namedBy int64) bool {
 	return t.level >= levelNamedBy && namedBy != 0 && t.at.now > namedBy
 }

@@ -52,8 +52,9 @@ func (c *Catalog) PutManifest(ctx context.Context, p Put) error {
 }
 
 // namedBy returns until when, in log time, bytes may be named that were placed
-// after the log time placed. What nothing names stays for LinkAge by the clocks
-// of those who hold it; half of that is the margin between these and log time.
+// after the log time placed. What nothing names stays until it is LinkAge old, by
+// the clock of who holds it and by log time. Half of that is the margin for a
+// clock that was behind log time when the bytes came.
 func (c *Catalog) namedBy(placed time.Time) int64 {
 	return max(1, placed.Add(c.cfg.Timing.LinkAge/2).UnixNano()) // 0 would be never
 }
