@@ -25,6 +25,9 @@ type Blobs interface {
 	// Put stores r as d, durably; a size below 0 is unknown. Bytes that are
 	// not those of d are ErrDigestInvalid or ErrSizeInvalid and not kept.
 	Put(ctx context.Context, d digest.Digest, size int64, r io.Reader) error
+	// Renew has what Put stored held durably still, as Put again would; where
+	// it went meanwhile, ErrOverdue.
+	Renew(ctx context.Context, d digest.Digest) error
 }
 
 // Uploads are blobs on their way in, under an opaque id that is bound to the

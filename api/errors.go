@@ -44,7 +44,7 @@ func statusOf(kind oci.Kind) (status, retryAfter int) {
 		return http.StatusRequestedRangeNotSatisfiable, 0
 	case oci.ErrTooManyRequests.Kind:
 		return http.StatusTooManyRequests, 5
-	case oci.ErrUnavailable.Kind: // an election takes a second or two
+	case oci.ErrUnavailable.Kind, oci.ErrOverdue.Kind: // an election takes a second or two
 		return http.StatusServiceUnavailable, 2
 	case oci.ErrDiskFull.Kind:
 		return http.StatusInsufficientStorage, 0

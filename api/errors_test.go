@@ -49,6 +49,7 @@ func TestErrorAnswers(t *testing.T) {
 		{oci.ErrNotFound, 404, "UNSUPPORTED", ""},
 		{oci.ErrTooManyRequests, 429, "TOOMANYREQUESTS", "5"},
 		{oci.ErrUnavailable, 503, "UNAVAILABLE", "2"},
+		{oci.ErrOverdue, 503, "UNAVAILABLE", "2"},
 	}
 	for _, row := range rows {
 		t.Run(string(row.err.Kind), func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/gorilla/mux"
 	"github.com/opencontainers/go-digest"
@@ -95,22 +96,19 @@ func (s *server) putManifest(w http.ResponseWriter, r *http.Request) error {
 }
 
 // storeManifest commits m under the tags, after placing a body that is too large
-// to ride in the log. Bytes first, then the name; the policy last, as it is when
-// the bytes have come.
+// to ride in the log. The policy comes last, as it is when the bytes have come.
 func (s *server) storeManifest(r *http.Request, m oci.Manifest, body []byte, tags []string) error {
-	if len(body) > s.Catalog.InlineLimit() {
-		if err := s.Blobs.Put(r.Context(), m.Digest, m.Size, bytes.NewReader(body)); err != nil {
-			return err
-		}
+	place := func() error { return nil }
+	if large := body; len(large) > s.Catalog.InlineLimit() {
+		place = func() error { return s.Blobs.Put(r.Context(), m.Digest, m.Size, bytes.NewReader(large)) }
 		body = nil
 	}
-	if err := stillMay(r); err != nil {
-		return err
-	}
 	repo := mux.Vars(r)["name"]
-	return s.Catalog.PutManifest(r.Context(), metadata.Put{
-		Repo: repo, Tags: tags, Manifest: m, Body: body, ImmutableTags: s.immutable(repo, tags),
-	})
+	return s.placeAndName(r, placing{place: place, again: place, name: func(placed time.Time) error {
+		return s.Catalog.PutManifest(r.Context(), metadata.Put{
+			Repo: repo, Tags: tags, Manifest: m, Body: body, Placed: placed, ImmutableTags: s.immutable(repo, tags),
+		})
+	}})
 }
 
 // deleteManifest answers DELETE of a tag or of a manifest with all its tags

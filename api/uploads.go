@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
+	"time"
 
 	"github.com/gorilla/mux"
 	"github.com/opencontainers/go-digest"
@@ -74,17 +75,18 @@ func (s *server) pushBlob(w http.ResponseWriter, r *http.Request, repo string) e
 		return err
 	}
 	body := &countingReader{r: r.Body}
-	if err := s.Blobs.Put(r.Context(), d, r.ContentLength, body); err != nil {
-		return err
-	}
-	size := r.ContentLength
-	if size < 0 {
-		size = body.n
-	}
-	if err := stillMay(r); err != nil {
-		return err
-	}
-	if err := s.Catalog.LinkBlob(r.Context(), repo, d, size); err != nil {
+	err = s.placeAndName(r, placing{
+		place: func() error { return s.Blobs.Put(r.Context(), d, r.ContentLength, body) },
+		again: func() error { return s.Blobs.Renew(r.Context(), d) },
+		name: func(placed time.Time) error {
+			size := r.ContentLength
+			if size < 0 {
+				size = body.n
+			}
+			return s.Catalog.LinkBlob(r.Context(), repo, d, size, placed)
+		},
+	})
+	if err != nil {
 		return err
 	}
 	created(w, repo, d)
@@ -110,8 +112,8 @@ func (s *server) appendUpload(w http.ResponseWriter, r *http.Request) error {
 	return s.explain(w, r, u, err)
 }
 
-// finishUpload answers PUT (end-6), which may bring the last chunk. Bytes first,
-// then the name; where the second fails the client repeats the request.
+// finishUpload answers PUT (end-6), which may bring the last chunk. Where only
+// the name fails, the client repeats the request.
 func (s *server) finishUpload(w http.ResponseWriter, r *http.Request) error {
 	u, err := upload(r)
 	if err != nil {
@@ -125,15 +127,21 @@ func (s *server) finishUpload(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return s.explain(w, r, u, err)
 	}
-	size, err := s.Uploads.Finish(r.Context(), u, off, body, d)
+	repo, size := mux.Vars(r)["name"], int64(0)
+	err = s.placeAndName(r, placing{
+		place: func() error {
+			if size, err = s.Uploads.Finish(r.Context(), u, off, body, d); err != nil {
+				return s.explain(w, r, u, err)
+			}
+			return nil
+		},
+		again: func() error {
+			_, err := s.Uploads.Finish(r.Context(), u, -1, http.NoBody, d)
+			return err
+		},
+		name: func(placed time.Time) error { return s.Catalog.LinkBlob(r.Context(), repo, d, size, placed) },
+	})
 	if err != nil {
-		return s.explain(w, r, u, err)
-	}
-	if err := stillMay(r); err != nil {
-		return err
-	}
-	repo := mux.Vars(r)["name"]
-	if err := s.Catalog.LinkBlob(r.Context(), repo, d, size); err != nil {
 		return err
 	}
 	created(w, repo, d)

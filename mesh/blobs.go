@@ -206,10 +206,11 @@ func (b *Blobs) Put(ctx context.Context, d digest.Digest, size int64, r io.Reade
 	return b.place(ctx, d)
 }
 
-// Renew marks d, which Put placed, used again here and on its owners.
+// Renew marks d, which Put placed, used again here and on its owners, and sends
+// it to those who lack it. ErrOverdue says that it is not here any more.
 func (b *Blobs) Renew(ctx context.Context, d digest.Digest) error {
 	if _, held := b.local.Touch(d); !held {
-		return oci.ErrBlobUnknown
+		return oci.ErrOverdue
 	}
 	return b.place(ctx, d)
 }

@@ -167,6 +167,9 @@ func TestGarbage(t *testing.T) {
 		{"wanted", old, func(_ *cluster, n *catalogue, d digest.Digest) { n.want(d, 1000) }, 0, false},
 		{"the catalogue may be behind", old, func(_ *cluster, n *catalogue, _ digest.Digest) { n.behind = true }, 0, false},
 		{"just after the start", old, nil, time.Hour, false},
+		{"young by the log's time", old, func(_ *cluster, n *catalogue, _ digest.Digest) { n.clock = n.clock.Add(-2 * time.Hour) }, 0, false},
+		{"old by the log's time too", old, func(_ *cluster, n *catalogue, _ digest.Digest) { n.clock = n.clock.Add(-30 * time.Minute) }, 0, true},
+		{"old by the log's time alone", 23 * time.Hour, func(_ *cluster, n *catalogue, _ digest.Digest) { n.clock = n.clock.Add(48 * time.Hour) }, 0, false},
 		{"members are down", old, func(c *cluster, _ *catalogue, _ digest.Digest) { c.setDown(c.nodes[1], true) }, 0, true},
 		{"offered again under the pass", old, func(c *cluster, n *catalogue, d digest.Digest) {
 			n.looked = func(ds []digest.Digest) {

@@ -30,7 +30,7 @@ type catalogue struct {
 }
 
 func newCatalogue() *catalogue {
-	return &catalogue{clock: time.Unix(1000, 0), wanted: map[digest.Digest]mesh.Wanted{}, named: map[digest.Digest]time.Time{}}
+	return &catalogue{clock: time.Now(), wanted: map[digest.Digest]mesh.Wanted{}, named: map[digest.Digest]time.Time{}}
 }
 
 // want names d as a push does; refer as the manifest of a push that came

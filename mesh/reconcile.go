@@ -19,7 +19,8 @@ import (
 // on what is wanted. All but Sync answer from this node's replica.
 type Names interface {
 	// Sync returns once this replica holds all that was committed before the
-	// call, and the log's time then.
+	// call, and the log's time then, which is of late even if nothing was
+	// written for long.
 	Sync(ctx context.Context) (time.Time, error)
 	// Wanted returns up to n digests behind after ("" is the start), in order,
 	// whose bytes some node must hold.
@@ -99,6 +100,13 @@ func (b *Blobs) Reconcile(ctx context.Context) error {
 // newPass takes the cutoff and then proves the catalogue current, in this
 // order: whatever was named before the cutoff is then visible here. Where that
 // proof cannot be had nothing is dropped or given up, but repair goes on.
+//
+// What goes as garbage is a grace older than this node's clock and than the
+// log's time. So a push whose bytes go in this pass, and whose name this pass
+// does not see, is named later than a grace after its bytes came, in log time
+// too: by that the catalogue knows it, and refuses the name. This holds whoever's
+// clock leaps, unless this one's was behind log time by half of the grace or more
+// when the bytes came.
 func (b *Blobs) newPass(ctx context.Context) (*pass, error) {
 	r := b.members.Ring()
 	if len(r.Nodes()) == 0 || b.names == nil {
@@ -121,6 +129,9 @@ func (b *Blobs) newPass(ctx context.Context) (*pass, error) {
 		b.log.Info("a pass drops nothing: the catalogue cannot be proven current", "error", err)
 	}
 	p.synced = err == nil
+	if old := p.since.Add(-b.grace); old.Before(p.cutoff) {
+		p.cutoff = old
+	}
 	p.tally.Synced = p.synced
 	// Before a power cut marks of use may not have reached the disk.
 	p.sure = p.synced && time.Since(b.started) >= b.settle

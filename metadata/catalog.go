@@ -175,6 +175,9 @@ type Put struct {
 	Manifest oci.Manifest
 	Body     []byte // nil when larger than InlineLimit and placed as a blob before
 
+	// LogTime from before Body was placed, where it was.
+	Placed time.Time
+
 	// Of Tags, those that may not move: one that names another manifest already
 	// keeps all of it from being stored.
 	ImmutableTags []string

@@ -73,6 +73,12 @@
 // digest that no member holds any more is recorded as lost (rules_lost.go):
 // unknown to clients, so that the next push heals it.
 //
+// Bytes are placed before they are named, and until then only their age keeps
+// them. So a name says until when, in log time, it may be made: half of that age
+// after the log time at which placing began. Apply refuses it later, and who
+// pushes places the bytes again. A mount needs no such time, for what it mounts is
+// named.
+//
 // # Settings
 //
 // A setting (settings.go, rules_settings.go) is a small value under a key, which
@@ -94,7 +100,7 @@
 // the ones below it is written only from the entry on that raised the last
 // member (rules_index.go). The level of a mesh never falls: a node below it is
 // refused. Level 2 brought healing and expiry with their indexes, level 3
-// settings and tags that may not move.
+// settings and tags that may not move, level 4 names that may come too late.
 package metadata
 
 //go:generate sh -c "protoc -I wire --plugin=protoc-gen-go=$(go tool -n protoc-gen-go) --go_out=wire --go_opt=paths=source_relative command.proto"

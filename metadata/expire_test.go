@@ -24,8 +24,16 @@ func (m *testMesh) advance(by time.Duration) {
 	}
 }
 
-func (n *testNode) link(repo, blob string) error {
-	return n.LinkBlob(context.Background(), repo, digest.FromString(blob), int64(len(blob)))
+// link pushes a blob, whose bytes nobody looks for. Where nothing was written for
+// long, log time comes up to date by the first attempt.
+func (n *testNode) link(repo, blob string) (err error) {
+	for range 2 {
+		err = n.LinkBlob(context.Background(), repo, digest.FromString(blob), int64(len(blob)), n.LogTime())
+		if !errors.Is(err, oci.ErrOverdue) {
+			break
+		}
+	}
+	return err
 }
 
 // sameState waits until all running members hold the same bytes.
@@ -147,6 +155,50 @@ func TestExpire(t *testing.T) {
 		must(t, m.follower().pull("r", "v1", 1))
 	})
 	m.sameState()
+}
+
+// TestSyncTime: log time goes on in a quiet mesh where somebody needs it, and not
+// for everybody who asks.
+func TestSyncTime(t *testing.T) {
+	ctx := context.Background()
+	m := grow(t, 3, 3)
+	must(t, m.leader().link("r", "blob"))
+	m.advance(30 * time.Hour)
+	for _, row := range []struct {
+		name  string
+		later time.Duration
+		moves bool
+	}{
+		{"after a day", 0, true},
+		{"at once", 0, false},
+		{"somewhat later", 50 * time.Minute, false},
+		{"in the next hour", 20 * time.Minute, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			m.advance(row.later)
+			for i, n := range m.nodes {
+				must(t, n.Sync(ctx))
+				before, now := n.LogTime(), n.cfg.Now()
+				at, err := n.SyncTime(ctx)
+				must(t, err)
+				if moved, want := !at.Equal(before), row.moves && i == 0; moved != want {
+					t.Errorf("%s: log time moved %v, by %v; want %v", n.id, moved, at.Sub(before), want)
+				}
+				if behind := now.Sub(at); behind > time.Hour {
+					t.Errorf("%s: log time is %v behind", n.id, behind)
+				}
+			}
+		})
+	}
+	m.sameState()
+
+	old := newMesh(t).addLevel("z", 1)
+	must(t, old.link("r", "blob"))
+	at := old.LogTime()
+	old.skew.Add(int64(30 * time.Hour))
+	if got, err := old.SyncTime(ctx); err != nil || !got.Equal(at) {
+		t.Errorf("at level 1 log time went on by %v, %v", got.Sub(at), err)
+	}
 }
 
 // TestExpireInParts: a pass looks at a bounded number of keys and makes bounded

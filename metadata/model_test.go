@@ -131,6 +131,9 @@ func (m *model) link(op *wire.Link) (*oci.Error, int64) {
 	if len(repos) > 0 {
 		size = m.links[[2]string{repos[0], op.Digest}].size
 	}
+	if m.late(op.NamedBy) {
+		return oci.ErrOverdue, 0
+	}
 	if op.Mount && (len(repos) == 0 || m.lost[op.Digest] || op.From != "" && !slices.Contains(repos, op.From)) {
 		return oci.ErrBlobUnknown, 0
 	}
@@ -141,7 +144,14 @@ func (m *model) link(op *wire.Link) (*oci.Error, int64) {
 	return nil, size
 }
 
+func (m *model) late(namedBy int64) bool {
+	return m.level() >= levelNamedBy && namedBy != 0 && namedBy < m.now
+}
+
 func (m *model) manifest(op *wire.Manifest) *oci.Error {
+	if m.late(op.NamedBy) {
+		return oci.ErrOverdue
+	}
 	for _, tag := range op.ImmutableTags {
 		if d, ok := m.tags[[2]string{op.Repo, tag}]; ok && d != op.Digest {
 			return oci.ErrDenied
@@ -357,11 +367,14 @@ func drawCommand(t *rapid.T, m *model) *wire.Command {
 		}
 		return all
 	}
+	namedBy := func() int64 {
+		return rapid.SampledFrom([]int64{0, m.now - 1, m.now, m.now + 1, m.now + int64(linkAge/2)}).Draw(t, "named by")
+	}
 	repo := pick("repo", modelRepos...)
 	var op any
 	switch rapid.IntRange(0, 15).Draw(t, "op") {
 	case 0, 1:
-		op = pushed(repo, pick("blob", append(modelBlobs, "m0")...))
+		op = namedIn(namedBy(), pushed(repo, pick("blob", append(modelBlobs, "m0")...)))
 	case 2:
 		op = mounted(repo, pick("blob", modelBlobs...), pick("from", append(modelRepos, "")...))
 	case 3:
@@ -373,7 +386,7 @@ func drawCommand(t *rapid.T, m *model) *wire.Command {
 		m.ImmutableTags = some("immutable", m.Tags)
 		m.MediaType = pick("type", v1.MediaTypeImageManifest, "other")
 		if rapid.Bool().Draw(t, "placed") {
-			m.Body = nil
+			m.Body, m.NamedBy = nil, namedBy()
 		}
 		if rapid.Bool().Draw(t, "refers") {
 			referring(m, pick("subject", modelManifests...), pick("artifact", "sbom", "signature"))
@@ -422,7 +435,7 @@ func TestModel(t *testing.T) {
 		for i := range rapid.IntRange(1, 60).Draw(rt, "length") {
 			c := drawCommand(rt, m)
 			if i == 0 && rapid.IntRange(0, 3).Draw(rt, "upgraded") > 0 {
-				c = command(0, levelled(levelHealing))
+				c = command(0, levelled(rapid.SampledFrom([]uint32{levelHealing, FeatureLevel}).Draw(rt, "to")))
 			}
 			if m.empties(c) {
 				continue

@@ -18,7 +18,7 @@ import (
 // FeatureLevel is the highest set of operations that this version understands:
 // a member announces it, and the log carries only what the lowest of all
 // members allows.
-const FeatureLevel = 3
+const FeatureLevel = 4
 
 // levelHealing brought the operations by which a mesh heals itself, and the
 // indexes that they need (rules_index.go).
@@ -26,6 +26,11 @@ const levelHealing = 2
 
 // levelSettings brought settings, and tags that may not move.
 const levelSettings = 3
+
+// levelNamedBy brought names that come too late to be made. Below it Apply
+// ignores the field, as a member that does not know it does, so that anybody may
+// propose it at any time.
+const levelNamedBy = 4
 
 const (
 	writeTime   = time.Minute      // a write is given up after this; the state knows its request id for longer

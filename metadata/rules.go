@@ -21,6 +21,9 @@ func (t *tx) link(op *wire.Link) (decision, error) {
 	if op.Size < 0 {
 		return decision{verdict: badSize}, nil
 	}
+	if t.late(op.NamedBy) {
+		return decision{verdict: namedLate}, nil
+	}
 	from := ""
 	if op.Mount {
 		from = op.From
@@ -51,6 +54,12 @@ func (t *tx) link(op *wire.Link) (decision, error) {
 		}
 	}
 	return decision{size: size}, t.b.Set(linkedIn(d, op.Repo), nil, nil)
+}
+
+// late reports whether log time has passed the latest at which bytes that were
+// placed may be named: who holds them may have dropped them since.
+func (t *tx) late(namedBy int64) bool {
+	return t.level >= levelNamedBy && namedBy != 0 && t.at.now > namedBy
 }
 
 // linkedSize returns the size that a link on d must have. A digest has one

@@ -17,6 +17,9 @@ func (t *tx) manifest(op *wire.Manifest) (decision, error) {
 	if v != done {
 		return decision{verdict: v}, nil
 	}
+	if t.late(op.NamedBy) {
+		return decision{verdict: namedLate}, nil
+	}
 	tag, err := t.immutable(op, d)
 	if err != nil {
 		return decision{}, err

@@ -190,6 +190,12 @@ func pushed(repo, blob string) *wire.Link {
 	return &wire.Link{Repo: repo, Digest: sha(blob), Size: int64(len(blob))}
 }
 
+// namedIn makes a push one whose bytes must be named by then.
+func namedIn(by int64, l *wire.Link) *wire.Link {
+	l.NamedBy = by
+	return l
+}
+
 func mounted(repo, blob, from string) *wire.Link {
 	return &wire.Link{Repo: repo, Digest: sha(blob), Mount: true, From: from}
 }

@@ -37,6 +37,7 @@ const (
 	settingsFull
 	tagImmutable
 	tagsDiffer
+	namedLate
 )
 
 // decision is a verdict with what the client is told beside it.
@@ -104,6 +105,8 @@ func (d decision) result() *applyResult {
 		r.err = oci.ErrDenied.Because("a mesh keeps %d settings at most, of %d bytes together", maxSettings, maxSettingBytes)
 	case tagImmutable:
 		r.err = oci.ErrDenied.Because("tag %s is immutable", d.tag)
+	case namedLate:
+		r.err = oci.ErrOverdue
 	default: // a newer node's, in a snapshot
 		r.err = oci.ErrDenied.Because("refused")
 	}

@@ -34,8 +34,26 @@ func (c *Catalog) Sync(ctx context.Context) error {
 	return wrapRead("what is committed", c.certain(ctx))
 }
 
+// SyncTime is Sync, and returns the log's time. That stands still while nothing
+// is written: where it has fallen behind this node's clock by an hour, or rather
+// by this part of Timing.LinkAge, it is set going by an entry that does nothing
+// else.
+func (c *Catalog) SyncTime(ctx context.Context) (time.Time, error) {
+	if err := c.Sync(ctx); err != nil {
+		return time.Time{}, err
+	}
+	behind := c.cfg.Now().Sub(c.LogTime())
+	if behind > c.cfg.Timing.LinkAge/24 && c.state.level() >= levelHealing {
+		if _, err := c.write(ctx, &wire.Command{Op: &wire.Command_Expire{Expire: &wire.Expire{}}}); err != nil {
+			return time.Time{}, wrapWrite("set log time going", err)
+		}
+	}
+	return c.LogTime(), nil
+}
+
 // LogTime returns the time that ages are counted in, as far as this replica
-// has come.
+// has come. Who is about to place bytes takes it first, and says it when they
+// are named.
 func (c *Catalog) LogTime() time.Time { return time.Unix(0, c.state.logTime.Load()) }
 
 // Wanted lists digests whose bytes some member must hold, as this replica knows

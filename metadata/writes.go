@@ -35,7 +35,7 @@ func (c *Catalog) InlineLimit() int {
 
 // PutManifest stores a manifest and moves its tags to it, all or nothing:
 // ErrManifestBlobUnknown where repo lacks a blob that it needs, ErrDenied where a
-// tag may not move.
+// tag may not move, ErrOverdue where its body was placed too long ago.
 func (c *Catalog) PutManifest(ctx context.Context, p Put) error {
 	if len(p.Body) > inline { // not InlineLimit, which falls when a zone appears meanwhile
 		return fmt.Errorf("put manifest: %w", oci.ErrManifestTooLarge.Because("it does not fit into an entry"))
@@ -43,8 +43,20 @@ func (c *Catalog) PutManifest(ctx context.Context, p Put) error {
 	if size := annotationBytes(p.Manifest); p.Manifest.Subject != nil && size > inline {
 		return fmt.Errorf("put manifest: %w", oci.ErrManifestTooLarge.Because("with a subject its annotations may take %d bytes, not %d", inline, size))
 	}
-	_, err := c.write(ctx, manifestOp(p))
+	cmd := manifestOp(p)
+	if p.Body == nil {
+		cmd.GetManifest().NamedBy = c.namedBy(p.Placed)
+	}
+	_, err := c.write(ctx, cmd)
 	return wrapWrite("put manifest", err)
+}
+
+// namedBy returns until when, in log time, bytes may be named that were placed
+// after the log time placed. What nothing names stays until it is LinkAge old, by
+// the clock of who holds it and by log time. Half of that is the margin for a
+// clock that was behind log time when the bytes came.
+func (c *Catalog) namedBy(placed time.Time) int64 {
+	return max(1, placed.Add(c.cfg.Timing.LinkAge/2).UnixNano()) // 0 would be never
 }
 
 func annotationBytes(m oci.Manifest) (n int) {
@@ -85,9 +97,11 @@ func digests(ds []oci.Descriptor) []string {
 	return out
 }
 
-// LinkBlob makes a blob that is placed, or was offered again, part of repo.
-func (c *Catalog) LinkBlob(ctx context.Context, repo string, d digest.Digest, size int64) error {
-	op := &wire.Link{Repo: repo, Digest: d.String(), Size: size}
+// LinkBlob makes a blob that was placed, or offered again, after the log time
+// placed part of repo. ErrOverdue says that this was too long ago: see
+// Catalog.namedBy.
+func (c *Catalog) LinkBlob(ctx context.Context, repo string, d digest.Digest, size int64, placed time.Time) error {
+	op := &wire.Link{Repo: repo, Digest: d.String(), Size: size, NamedBy: c.namedBy(placed)}
 	_, err := c.write(ctx, &wire.Command{Op: &wire.Command_Link{Link: op}})
 	return wrapWrite("link blob", err)
 }

@@ -106,6 +106,15 @@ func testBytes(t *testing.T, next func() byteStore) {
 				holds(t, d, blob)
 			}
 		}},
+		{"what was put is renewed, and nothing else", func(t *testing.T) {
+			blob, d := random(1000)
+			s := next()
+			must(t, s.Put(t.Context(), d, -1, bytes.NewReader(blob)))
+			must(t, s.Renew(t.Context(), d))
+			holds(t, d, blob)
+			_, d = random(10)
+			want(t, s.Renew(t.Context(), d), oci.ErrOverdue)
+		}},
 		{"a blob of sha512", func(t *testing.T) {
 			blob, _ := random(1000)
 			d := digest.SHA512.FromBytes(blob)

@@ -16,12 +16,7 @@ import (
 // nothing of each other.
 type names struct{ catalog *metadata.Catalog }
 
-func (a names) Sync(ctx context.Context) (time.Time, error) {
-	if err := a.catalog.Sync(ctx); err != nil {
-		return time.Time{}, err
-	}
-	return a.catalog.LogTime(), nil
-}
+func (a names) Sync(ctx context.Context) (time.Time, error) { return a.catalog.SyncTime(ctx) }
 
 func (a names) Wanted(after digest.Digest, n int) ([]mesh.Wanted, error) {
 	list, err := a.catalog.Wanted(after, n)

@@ -251,7 +251,7 @@ func TestDrainWaitsForNames(t *testing.T) {
 	if _, err := c.nodes[lead].member(c.nodes[leaves].ID()); err != nil {
 		t.Fatalf("it has left with a blob that is nowhere else: %v", err)
 	}
-	if err := c.nodes[lead].catalog.LinkBlob(t.Context(), "app", d, 1000); err != nil {
+	if err := c.nodes[lead].catalog.LinkBlob(t.Context(), "app", d, 1000, c.nodes[lead].catalog.LogTime()); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.ended("the end of the drained node", end); err != nil {

@@ -173,15 +173,14 @@ func (c *modelClient) mount(p *modelPeer, repo string, d digest.Digest) bool {
 	return a.status == http.StatusCreated
 }
 
-// upload pushes d until that was fast enough to count.
+// upload pushes d until that succeeds.
 func (c *modelClient) upload(p *modelPeer, repo string, d digest.Digest) bool {
 	for range 6 {
-		named, placed := c.m.naming(repo, d, false), c.m.placing(d)
+		named := c.m.naming(repo, d, false)
 		status := c.uploadOnce(p, repo, d)
 		named(status == http.StatusCreated)
-		fast := placed(status == http.StatusCreated)
-		c.m.note(d, "%s uploads it to %s at %s: %d, fast: %v", c.name, repo, p.short(), status, fast)
-		if status == http.StatusCreated && fast {
+		c.m.note(d, "%s uploads it to %s at %s: %d", c.name, repo, p.short(), status)
+		if status == http.StatusCreated {
 			return true
 		}
 		p = c.m.anyPeer(c.rnd)
@@ -216,13 +215,12 @@ func (c *modelClient) putManifest(t *modelTag, img *modelImage) (status int) {
 		if late := c.m.late(); late != nil && c.rnd.IntN(4) == 0 {
 			p = late // what it knows may have expired
 		}
-		named, placed := c.m.naming(t.repo, img.digest, true), c.m.placing(img.digest)
+		named := c.m.naming(t.repo, img.digest, true)
 		t.sure = false
 		status = p.ask(http.MethodPut, "/v2/"+t.repo+"/manifests/"+t.tag, img.body, "Content-Type", v1.MediaTypeImageManifest).status
 		named(status == http.StatusCreated)
-		fast := placed(status == http.StatusCreated)
 		switch {
-		case status == http.StatusCreated && fast:
+		case status == http.StatusCreated:
 			*t = modelTag{t.repo, t.tag, img, true}
 			return status
 		case status == http.StatusNotFound || status == http.StatusBadRequest:

@@ -2,7 +2,6 @@ package node
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -52,36 +51,9 @@ func (m *model) namesOf(d digest.Digest) (all []modelName) {
 	return all
 }
 
-// placing notes that the bytes of d are being pushed. A push that takes longer
-// than the grace from its bytes to their name has no promise that they stay:
-// the model lets the client push again then, and until that went well expects
-// nothing of d. over returns false for such a push.
-func (m *model) placing(d digest.Digest) (over func(given bool) (fast bool)) {
-	began := time.Now()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.pushes[d] = append(m.pushes[d], began)
-	return func(given bool) bool {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.pushes[d] = slices.DeleteFunc(m.pushes[d], began.Equal)
-		slow := time.Since(began) > m.grace*9/10
-		if slow && given {
-			m.slowPushes++
-			m.slow[d] = true
-		}
-		if given && !slow {
-			delete(m.slow, d)
-		}
-		return !slow
-	}
-}
-
-// exempt reports whether nothing can be expected of d now, see placing; or it
-// is one that the model destroyed. The caller holds m.mu.
-func (m *model) exempt(d digest.Digest) bool {
-	return m.slow[d] || m.gone[d] || slices.ContainsFunc(m.pushes[d], func(began time.Time) bool { return time.Since(began) > m.grace*9/10 })
-}
+// exempt reports whether nothing can be expected of d, as it is one that the
+// model destroyed. The caller holds m.mu.
+func (m *model) exempt(d digest.Digest) bool { return m.gone[d] }
 
 // modelUnlinks is the requests that take a blob out of a repository.
 type modelUnlinks struct {

@@ -24,8 +24,8 @@ import (
 // ones. What the model adds is who is a member, lines that break, damage, and
 // time that passes where nobody thinks of it: see dawdle.
 //
-// Ages are real time, only short. A rule that speaks of an age holds for pushes
-// that keep to it, and the model measures whether they did: see placing.
+// Ages are real time, only short, and a push may well take longer than what
+// nothing names is kept: see slowBlobs.
 type model struct {
 	t     *testing.T
 	seed  uint64
@@ -42,7 +42,8 @@ type model struct {
 	failed   atomic.Int64
 	lostEver atomic.Int64
 	upsets   atomic.Int64
-	churning atomic.Bool // see churn
+	overdue  atomic.Int64 // names that were refused, as their bytes might have gone
+	churning atomic.Bool  // see churn
 
 	clock struct {
 		sync.Mutex
@@ -55,17 +56,14 @@ type model struct {
 	upsetting sync.Mutex // held during upset
 	delaying  sync.Mutex // held during delay
 
-	mu         sync.Mutex
-	episode    int
-	rosters    []modelRoster // all there were, oldest first
-	named      map[string]*modelName
-	unlinked   map[string]*modelUnlinks
-	pushes     map[digest.Digest][]time.Time // under way: since when
-	slow       map[digest.Digest]bool        // pushed too slowly, and not again since
-	slowPushes int
-	gone       map[digest.Digest]bool // destroyed by the model
-	damaged    map[digest.Digest]bool // a copy was
-	story      map[digest.Digest][]string
+	mu       sync.Mutex
+	episode  int
+	rosters  []modelRoster // all there were, oldest first
+	named    map[string]*modelName
+	unlinked map[string]*modelUnlinks
+	gone     map[digest.Digest]bool // destroyed by the model
+	damaged  map[digest.Digest]bool // a copy was
+	story    map[digest.Digest][]string
 }
 
 const (
@@ -102,8 +100,8 @@ func TestModel(t *testing.T) {
 		s := p.blobs.Stats()
 		did.dropped, did.evicted, did.repaired = did.dropped+s.Dropped, did.evicted+s.Evicted, did.repaired+s.Repaired
 	}
-	t.Logf("%d episodes, %d steps, %+v, lost %d, %d memberships, %d upset removals, slow pushes %d",
-		m.episode, m.clock.steps, did, m.lostEver.Load(), len(m.rosters), m.upsets.Load(), m.slowPushes)
+	t.Logf("%d episodes, %d steps, %+v, lost %d, %d memberships, %d upset removals, %d names overdue",
+		m.episode, m.clock.steps, did, m.lostEver.Load(), len(m.rosters), m.upsets.Load(), m.overdue.Load())
 	if m.failed.Load() == 0 && m.upsets.Load() == 0 {
 		t.Error("no membership changed under a removal")
 	}
@@ -146,8 +144,8 @@ func (m *model) random(actor uint64) *rand.Rand { return rand.New(rand.NewPCG(m.
 func (m *model) forgetAll() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.named, m.unlinked, m.pushes = map[string]*modelName{}, map[string]*modelUnlinks{}, map[digest.Digest][]time.Time{}
-	m.slow, m.gone, m.damaged = map[digest.Digest]bool{}, map[digest.Digest]bool{}, map[digest.Digest]bool{}
+	m.named, m.unlinked = map[string]*modelName{}, map[string]*modelUnlinks{}
+	m.gone, m.damaged = map[digest.Digest]bool{}, map[digest.Digest]bool{}
 	m.story = map[digest.Digest][]string{}
 }
 

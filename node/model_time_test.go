@@ -24,6 +24,13 @@ func (m *model) dawdle(odds int) {
 	}
 }
 
+// sleep lets, one time in odds, more than the grace pass.
+func (m *model) sleep(odds int) {
+	if m.chance(odds) {
+		<-time.After(m.grace * 3 / 2)
+	}
+}
+
 // chance is true one time in odds, and never once the mesh is to come to rest.
 func (m *model) chance(odds int) bool {
 	m.clock.Lock()

@@ -125,7 +125,7 @@ func (w watchedNames) Lost(ctx context.Context, d digest.Digest, since time.Time
 }
 
 // slowBlobs is the bytes as the API of a member sees them. Time passes between
-// the bytes of a push and their name.
+// the bytes of a push and their name, at times so much that they go.
 type slowBlobs struct {
 	*mesh.Blobs
 	p *modelPeer
@@ -134,12 +134,22 @@ type slowBlobs struct {
 func (s slowBlobs) Put(ctx context.Context, d digest.Digest, size int64, r io.Reader) error {
 	err := s.Blobs.Put(ctx, d, size, r)
 	s.p.m.dawdle(2)
+	s.p.m.sleep(16)
+	return err
+}
+
+// Renew is asked only where a name was refused.
+func (s slowBlobs) Renew(ctx context.Context, d digest.Digest) error {
+	s.p.m.overdue.Add(1)
+	err := s.Blobs.Renew(ctx, d)
+	s.p.m.note(d, "overdue, and placed again at %s: %v", s.p.short(), err)
 	return err
 }
 
 func (s slowBlobs) Finish(ctx context.Context, u oci.Upload, off int64, r io.Reader, d digest.Digest) (int64, error) {
 	size, err := s.Blobs.Finish(ctx, u, off, r, d)
 	s.p.m.dawdle(2)
+	s.p.m.sleep(16)
 	return size, err
 }
 

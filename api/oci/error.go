@@ -55,6 +55,10 @@ var (
 	// quorum, or a holder of the bytes out of reach. Trying again later, or
 	// at another node, is right; a 404 in its place would be a lie.
 	ErrUnavailable = &Error{Kind: "unavailable", Code: "UNAVAILABLE", Message: "temporarily unavailable"}
+
+	// ErrOverdue says that bytes were placed so long before they were named
+	// that they may have gone. Nothing was named; placing them anew is right.
+	ErrOverdue = &Error{Kind: "overdue", Code: "UNAVAILABLE", Message: "the content came too long ago to be named: push it again"}
 )
 
 // Error implements error: the message, then the cause where there is one.

@@ -82,11 +82,11 @@ build_all() {
   make --no-print-directory -C "$root" build
 }
 
-# build_older TREE FILE: flotilla as a version was that knows one feature level less. A mesh of such proposes nothing that
-# the last level brought.
+# build_older TREE FILE: flotilla as a version was of the feature level before settings, which are the latest operations
+# that can be asked for from outside. A mesh with such a member proposes none.
 build_older() {
   local source=$1/metadata/propose.go level
-  level=$(sed -n 's/^const FeatureLevel = //p' "$source")
+  level=$(sed -n 's/^const levelSettings = //p' "$source")
   sed "s/^const FeatureLevel = .*/const FeatureLevel = $((level - 1))/" "$source" >"$2.go"
   printf '{"Replace":{"%s":"%s"}}' "$source" "$2.go" >"$2.json"
   CGO_ENABLED=0 go build -C "$1" -trimpath -overlay "$2.json" -o "$2" ./cmd/flotilla

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,6 +36,18 @@ func markRead(path string, info fs.FileInfo) {
 	if now.Sub(info.ModTime()).Abs() >= readMarkEvery {
 		_ = os.Chtimes(path, time.Time{}, now)
 	}
+}
+
+// Renew marks d, which Put stored, used now. ErrOverdue says that it was removed
+// since.
+func (s *Store) Renew(_ context.Context, d digest.Digest) error {
+	if err := s.sound(); err != nil {
+		return fmt.Errorf("renew blob: %w", err)
+	}
+	if _, held := s.Touch(d); !held {
+		return fmt.Errorf("renew blob: %w", oci.ErrOverdue)
+	}
+	return nil
 }
 
 // Remove drops the blob d, unless it was used at or after cutoff. That is
