@@ -64,7 +64,7 @@ type ledger struct {
 	mu    sync.Mutex
 	lines map[digest.Digest]*line
 	slow  map[string]time.Time // nodes that held up others, and until when that counts
-	tried map[string]time.Time // nodes that tried, and until when they need not again
+	vain  map[string]time.Time // nodes that tried in vain, and until when that counts
 	last  int64                // the place given last, or the head's own
 	first int64                // the head's own place: before all that it gives
 }
@@ -74,7 +74,7 @@ type line struct {
 	touched time.Time
 	nodes   map[string]*member
 	slow    map[string]time.Time // the ledger's
-	tried   map[string]time.Time // the ledger's
+	vain    map[string]time.Time // the ledger's
 }
 
 // member is one of a line.
@@ -91,6 +91,7 @@ type member struct {
 	gave  int                  // how often it was named
 	held  int                  // steps in a row that a slow neighbour held it up
 	tries int                  // how often it was sent to another for that
+	trial time.Time            // when it was last to try another source
 	past  string               // the neighbour that it left for a faster one, not yet proved slow
 	waits bool                 // until another has brought more into the zone
 	turn  time.Time            // when it last began to look outside the zone
@@ -103,7 +104,7 @@ type member struct {
 }
 
 func newLedger(self string, now time.Time) *ledger {
-	return &ledger{self: self, lines: map[digest.Digest]*line{}, slow: map[string]time.Time{}, tried: map[string]time.Time{}, first: now.UnixNano(), last: now.UnixNano()}
+	return &ledger{self: self, lines: map[digest.Digest]*line{}, slow: map[string]time.Time{}, vain: map[string]time.Time{}, first: now.UnixNano(), last: now.UnixNano()}
 }
 
 // step takes down what s says and answers it. head is what this node itself
@@ -168,10 +169,10 @@ func (l *ledger) line(d digest.Digest, now time.Time) *line {
 			}
 			delete(l.lines, idle)
 		}
-		for _, m := range []map[string]time.Time{l.slow, l.tried} {
+		for _, m := range []map[string]time.Time{l.slow, l.vain} {
 			maps.DeleteFunc(m, func(_ string, until time.Time) bool { return !now.Before(until) })
 		}
-		n = &line{nodes: map[string]*member{}, slow: l.slow, tried: l.tried}
+		n = &line{nodes: map[string]*member{}, slow: l.slow, vain: l.vain}
 		l.lines[d] = n
 	}
 	n.touched = now

@@ -130,7 +130,7 @@ func (n *line) better(m *member, head string, now time.Time) *member {
 		m.tries++
 		m.leave(from.node, now.Add(lineMemory))
 	} else {
-		n.slow[from.node] = now.Add(slowMemory)
+		m.past = from.node
 	}
 	return to
 }

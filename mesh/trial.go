@@ -13,53 +13,67 @@ const (
 	trialBytes = 128 << 10
 	// trialTimes is how much faster a trial has to be than the line.
 	trialTimes = 2
-	// trialMemory is how long a node that tried in vain leaves it at that.
+	// trialMemory is how long a node that tried leaves it at that.
 	trialMemory = 10 * time.Second
 )
 
-// trial names a finished node from which m is to fetch a little, or nobody. Who
-// takes from a finished node and is slow holds up all behind it, and no step
-// tells: what is finished has no rate. So m, which keeps up with its neighbour,
-// tries the source of that one; then whoever follows m does, should both be slow.
-// Fetching as many bytes at full links takes longer than the line takes for
-// them, so in a line where all is well nobody moves.
-func (n *line) trial(m *member, now time.Time) string {
-	from := n.nodes[m.from]
-	if m.rate == 0 || now.Sub(m.moved) < 2*stepEvery || now.Before(n.tried[m.node]) {
-		return ""
-	}
-	if from == nil || from.done || from.reached(now)-m.reached(now) >= slowGap {
-		return ""
-	}
+// first returns who takes from a finished node what m gets over at most a few
+// others, and nobody where that cannot be told, or its rate not yet.
+func (n *line) first(m *member, now time.Time) *member {
 	for range maxTries {
-		above := n.nodes[from.from]
-		switch {
-		case above == nil || !above.active(now) || m.avoids(above.node, now):
-			return ""
-		case above.done:
-			n.tried[m.node] = now.Add(trialMemory)
-			return above.node
-		case !now.Before(n.tried[from.node]): // its turn comes first
-			return ""
+		first := n.nodes[m.from]
+		if first == nil || first.done || !first.active(now) {
+			return nil
 		}
-		from = above
+		if above := n.nodes[first.from]; above != nil && above.done {
+			if first.at < trialBytes || first.rate == 0 || now.Sub(first.moved) < 4*stepEvery {
+				return nil
+			}
+			return first
+		}
+		m = first
 	}
-	return ""
+	return nil
 }
 
-// pass returns the finished node that m tried, if it is to take from that one
-// instead of its neighbour.
+// trial names a finished node from which m is to fetch a little, or nobody. Who
+// is first behind a finished node and slow holds up all behind it, and no step
+// tells: what is finished has no rate. So who follows it tries its source; then,
+// had that one no luck, whoever follows that one: both may be slow. Fetching a
+// little through a full link takes longer than the line takes for it, so where
+// all is well nobody moves.
+func (n *line) trial(m *member, now time.Time) string {
+	first := n.first(m, now)
+	if first == nil || now.Sub(m.trial) < trialMemory || now.Before(n.vain[m.node]) {
+		return ""
+	}
+	if m.from != first.node && !now.Before(n.vain[m.from]) {
+		return ""
+	}
+	if m.avoids(first.from, now) || !n.nodes[first.from].active(now) {
+		return ""
+	}
+	m.trial = now
+	return first.from
+}
+
+// pass returns the finished node that m has tried, if m is to take from that
+// one: it gave more than the first gets.
 func (n *line) pass(m *member, s step, now time.Time) *member {
-	to := n.nodes[s.Tried]
-	if to == nil || !to.done || !to.active(now) || m.avoids(to.node, now) || s.Speed <= trialTimes*m.rate {
+	if s.Tried == "" {
 		return nil
 	}
-	m.past = m.from
-	return to
+	first := n.first(m, now)
+	if first == nil || first.from != s.Tried || s.Speed <= trialTimes*first.rate {
+		n.vain[m.node] = now.Add(trialMemory)
+		return nil
+	}
+	m.past = first.node
+	return n.nodes[s.Tried]
 }
 
-// settled takes down that the neighbour which m passed was slow, once m's own
-// rate has proved it; else m finds its way back as any node that shares its
+// settled takes down that the node which m passed is slow, once m's own rate has
+// proved it. If it has not, m finds its way back like any node that shares its
 // neighbour.
 func (n *line) settled(m *member, now time.Time) {
 	past := n.nodes[m.past]
