@@ -132,8 +132,7 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 		}
 		m.from, t.Wait = t.From, m.waits
 	default:
-		n.settled(m, now)
-		if t.From = named(cmp.Or(n.pass(m, s, now), n.better(m, l.self, now))); t.From != "" {
+		if t.From = named(n.moves(m, s, l.self, now)); t.From != "" {
 			m.from, m.moved = t.From, now
 		} else {
 			t.Try = n.trial(m, now)

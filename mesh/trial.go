@@ -50,6 +50,9 @@ func (n *line) trial(m *member, now time.Time) string {
 	if m.from != first.node && !now.Before(n.vain[m.from]) {
 		return ""
 	}
+	if n.takers(m, now)[m.from] > 0 { // which halves what m gets
+		return ""
+	}
 	if m.avoids(first.from, now) || !n.nodes[first.from].active(now) {
 		return ""
 	}
@@ -72,18 +75,22 @@ func (n *line) pass(m *member, s step, now time.Time) *member {
 	return n.nodes[s.Tried]
 }
 
-// settled takes down that the node which m passed is slow, once m's own rate has
-// proved it. If it has not, m finds its way back like any node that shares its
-// neighbour.
-func (n *line) settled(m *member, now time.Time) {
+// settled judges the node that m passed once m's own rate says whether it is
+// slow. If it is not, m goes back to it, as far as it is ahead.
+func (n *line) settled(m *member, now time.Time) *member {
 	past := n.nodes[m.past]
 	if past == nil || now.Sub(m.moved) < 2*stepEvery {
-		return
-	}
-	if m.rate > trialTimes*past.rate {
-		n.slow[past.node] = now.Add(slowMemory)
+		return nil
 	}
 	m.past = ""
+	if m.rate > trialTimes*past.rate {
+		n.slow[past.node] = now.Add(slowMemory)
+		return nil
+	}
+	if past.node == m.from || m.avoids(past.node, now) || n.fed(m)[past.node] || !past.active(now) || !past.ahead(m, now) {
+		return nil
+	}
+	return past
 }
 
 // try fetches a little of the blob from a node and returns how fast that came,
