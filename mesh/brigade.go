@@ -230,6 +230,13 @@ func (s *spot) settle(place int64, from string) {
 	}
 }
 
+// stands returns how far the download is and from whom it takes.
+func (s *spot) stands() (at int64, from string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.at.Load(), s.from
+}
+
 // before reports whether the download stands before place, as soon as it
 // stands anywhere. That is soon: heads name neighbours without waiting for
 // anything.
@@ -321,7 +328,13 @@ func (h *hunt) tell(done bool) {
 	s.stepping, s.stepped = true, time.Now()
 	said := step{Node: h.b.id, Place: s.place, At: s.at.Load(), From: s.from, Done: done}
 	h.b.crew.run(oci.WithRequestID(context.Background(), s.request), func(ctx context.Context) {
-		t, err := h.b.sayStep(ctx, h.b.head(h.digest), h.digest, said)
+		head := h.b.head(h.digest)
+		t, err := h.b.sayStep(ctx, head, h.digest, said)
+		if err == nil && t.Try != "" {
+			said.Tried, said.Speed = t.Try, h.try(ctx, t.Try, said.At)
+			said.At, said.From = s.stands()
+			t, err = h.b.sayStep(ctx, head, h.digest, said)
+		}
 		if err != nil {
 			h.b.log.Debug("the head of the line does not answer", "digest", h.digest, "error", err, "request", oci.RequestID(ctx))
 		}

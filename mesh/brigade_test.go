@@ -2,6 +2,7 @@ package mesh_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -60,10 +61,10 @@ func (p *peer) requests() int {
 }
 
 // TestLine: all nodes want a blob at the same moment. Each sends it once at
-// most, the one that has it included.
+// most, the one that has it included. It is too small for trials.
 func TestLine(t *testing.T) {
 	c := newCluster(t, option{replicas: 1, silence: time.Minute}, "a", "-a", "-a", "-a", "-a", "-a")
-	content := bytesOf(11, 2<<20)
+	content := bytesOf(11, 100<<10)
 	c.nodes[0].hold(t, content)
 	c.nodes[0].holdBytesUntil(5)
 	pullAll(t, c.nodes[1:], content).Wait()
@@ -78,6 +79,62 @@ func TestLine(t *testing.T) {
 	if want := int64(5 * len(content)); total != want {
 		t.Errorf("%d bytes were sent in all, want %d", total, want)
 	}
+}
+
+// TestSlowHeadOfLine: who asked first gets its bytes slowly. The others do not
+// wait for it: they soon take from its source past it.
+func TestSlowHeadOfLine(t *testing.T) {
+	c := newCluster(t, option{replicas: 1, silence: time.Minute}, "a", "-a", "-a", "-a")
+	content := bytesOf(16, 16<<20)
+	owner, slow := c.nodes[0], c.nodes[1]
+	owner.hold(t, content)
+	var drops atomic.Int64
+	owner.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.Method == http.MethodGet && r.Header.Get("X-Caller") == slow.id {
+			drip := time.NewTicker(250 * time.Millisecond)
+			defer drip.Stop()
+			w = &dripping{w, r.Context(), drip.C, &drops}
+		}
+		next.ServeHTTP(w, r)
+	})
+	ctx, leave := context.WithCancel(t.Context())
+	var first sync.WaitGroup
+	defer first.Wait()
+	defer leave()
+	first.Go(func() { _, _ = slow.read(ctx, digest.FromBytes(content)) }) // in half a minute or more
+	until(t, "the slow node takes from the owner", func() bool { return drops.Load() > 0 })
+	pullAll(t, c.nodes[2:], content).Wait()
+	if got := drops.Load() * drop; got > int64(len(content))/2 {
+		t.Errorf("the others waited until the slow node had %d bytes of %d", got, len(content))
+	}
+}
+
+// dripping sends a little at each tick.
+type dripping struct {
+	http.ResponseWriter
+	ctx   context.Context
+	tick  <-chan time.Time
+	drops *atomic.Int64
+}
+
+const drop = 64 << 10
+
+func (d *dripping) Unwrap() http.ResponseWriter { return d.ResponseWriter }
+
+func (d *dripping) Write(p []byte) (n int, err error) {
+	for n < len(p) && err == nil {
+		select {
+		case <-d.tick:
+		case <-d.ctx.Done():
+			return n, d.ctx.Err()
+		}
+		var m int
+		m, err = d.ResponseWriter.Write(p[n:min(n+drop, len(p))])
+		n += m
+		d.drops.Add(1)
+		_ = http.NewResponseController(d.ResponseWriter).Flush()
+	}
+	return n, err
 }
 
 // TestDeadNeighbour: a neighbour that dies in the middle is replaced at the

@@ -57,9 +57,12 @@
 // zone for who takes from outside; for who shares its neighbour, one that gives
 // to nobody; for who is held up by a slow neighbour, that one's own source, and
 // then the slow one, which shares it, comes to the end of the line; for who
-// gets little of much over a slow link, one that is idle. A neighbour that
-// dies, denies or is silent is left at the byte reached, for the one that it
-// took from; who has no answer yet says that it is alive meanwhile. The ledger
+// gets little of much over a slow link, one that is idle. Who takes from a
+// finished node shows by no step that it is slow: so whoever follows it fetches a
+// little from that node now and then, and passes it where that comes faster
+// (trial.go). A neighbour that dies, denies or is silent is left at the byte
+// reached, for the one that it took from; who has no answer yet says that it is
+// alive meanwhile. The ledger
 // is in memory alone, bounded, and forgets; where the head is lost the reports
 // build it again at the next in rank. Nodes of other zones are in no line here:
 // they are served, and never named.

@@ -43,27 +43,29 @@ func FuzzParseMeta(f *testing.F) {
 }
 
 func FuzzParseRange(f *testing.F) {
-	for _, s := range []string{"", "bytes=0-", "bytes=17-", "bytes=-1", "bytes=1-2", "bytes=99999999999999999999-", "x"} {
+	for _, s := range []string{"", "bytes=0-", "bytes=17-", "bytes=-1", "bytes=1-2", "bytes=2-1", "bytes=3-9223372036854775807", "bytes=99999999999999999999-", "x"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		off, err := parseRange(s)
-		if err == nil && (off < 0 || off > 0 && !strings.HasPrefix(s, "bytes=")) {
-			t.Fatalf("%q is offset %d", s, off)
+		off, end, err := parseRange(s)
+		if err == nil && (off < 0 || end < 0 || end > 0 && end <= off || off > 0 && !strings.HasPrefix(s, "bytes=")) {
+			t.Fatalf("%q is from %d to %d", s, off, end)
 		}
 	})
 }
 
 func FuzzBlobSize(f *testing.F) {
-	f.Add(206, "bytes 5-9/10", int64(5), int64(5))
-	f.Add(206, "bytes 5-9/*", int64(-1), int64(5))
-	f.Add(200, "", int64(10), int64(0))
-	f.Fuzz(func(t *testing.T, status int, contentRange string, length, off int64) {
-		if off < 0 {
+	f.Add(206, "bytes 5-9/10", int64(5), int64(5), int64(0))
+	f.Add(206, "bytes 5-9/10", int64(5), int64(5), int64(100))
+	f.Add(206, "bytes 5-7/10", int64(3), int64(5), int64(8))
+	f.Add(206, "bytes 5-9/*", int64(-1), int64(5), int64(0))
+	f.Add(200, "", int64(10), int64(0), int64(0))
+	f.Fuzz(func(t *testing.T, status int, contentRange string, length, off, end int64) {
+		if off < 0 || end < 0 || end > 0 && end <= off {
 			return
 		}
 		resp := &http.Response{StatusCode: status, ContentLength: length, Header: http.Header{"Content-Range": {contentRange}}}
-		size, err := blobSize(resp, off)
+		size, err := blobSize(resp, question{off: off, end: end})
 		if err == nil && (size < 0 || off > 0 && size <= off) {
 			t.Fatalf("%q from %d on is of a blob of %d bytes", contentRange, off, size)
 		}

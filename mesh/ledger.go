@@ -39,6 +39,9 @@ type step struct {
 	Ask   bool   `json:"ask,omitempty"`   // it has no source now
 	Done  bool   `json:"done,omitempty"`  // it has all bytes
 
+	Tried string  `json:"tried,omitempty"` // whom it tried, as it was told
+	Speed float64 `json:"speed,omitempty"` // how fast that was, bytes a second
+
 	Doubts []string `json:"doubts,omitempty"` // who sent it wrong bytes of the blob
 }
 
@@ -50,6 +53,7 @@ type turn struct {
 	Place int64  `json:"place"`
 	From  string `json:"from,omitempty"`
 	Wait  bool   `json:"wait,omitempty"`
+	Try   string `json:"try,omitempty"` // see line.trial
 }
 
 // ledger is what the head of a zone knows of who fills what from whom. It
@@ -60,6 +64,7 @@ type ledger struct {
 	mu    sync.Mutex
 	lines map[digest.Digest]*line
 	slow  map[string]time.Time // nodes that held up others, and until when that counts
+	vain  map[string]time.Time // nodes that tried in vain, and until when that counts
 	last  int64                // the place given last, or the head's own
 	first int64                // the head's own place: before all that it gives
 }
@@ -69,6 +74,7 @@ type line struct {
 	touched time.Time
 	nodes   map[string]*member
 	slow    map[string]time.Time // the ledger's
+	vain    map[string]time.Time // the ledger's
 }
 
 // member is one of a line.
@@ -85,6 +91,8 @@ type member struct {
 	gave  int                  // how often it was named
 	held  int                  // steps in a row that a slow neighbour held it up
 	tries int                  // how often it was sent to another for that
+	trial time.Time            // when it was last to try another source
+	past  string               // the neighbour that it left for a faster one, not yet proved slow
 	waits bool                 // until another has brought more into the zone
 	turn  time.Time            // when it last began to look outside the zone
 
@@ -96,7 +104,7 @@ type member struct {
 }
 
 func newLedger(self string, now time.Time) *ledger {
-	return &ledger{self: self, lines: map[digest.Digest]*line{}, slow: map[string]time.Time{}, first: now.UnixNano(), last: now.UnixNano()}
+	return &ledger{self: self, lines: map[digest.Digest]*line{}, slow: map[string]time.Time{}, vain: map[string]time.Time{}, first: now.UnixNano(), last: now.UnixNano()}
 }
 
 // step takes down what s says and answers it. head is what this node itself
@@ -124,8 +132,10 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 		}
 		m.from, t.Wait = t.From, m.waits
 	default:
-		if t.From = named(n.better(m, l.self, now)); t.From != "" {
+		if t.From = named(n.moves(m, s, l.self, now)); t.From != "" {
 			m.from, m.moved = t.From, now
+		} else {
+			t.Try = n.trial(m, now)
 		}
 	}
 	return t
@@ -158,8 +168,10 @@ func (l *ledger) line(d digest.Digest, now time.Time) *line {
 			}
 			delete(l.lines, idle)
 		}
-		maps.DeleteFunc(l.slow, func(_ string, until time.Time) bool { return !now.Before(until) })
-		n = &line{nodes: map[string]*member{}, slow: l.slow}
+		for _, m := range []map[string]time.Time{l.slow, l.vain} {
+			maps.DeleteFunc(m, func(_ string, until time.Time) bool { return !now.Before(until) })
+		}
+		n = &line{nodes: map[string]*member{}, slow: l.slow, vain: l.vain}
 		l.lines[d] = n
 	}
 	n.touched = now

@@ -23,13 +23,15 @@ func newCrowd() *crowd {
 	return &crowd{ledger: newLedger("h", epoch), now: epoch, head: step{Node: "h"}, places: map[string]int64{}}
 }
 
-func (c *crowd) say(d string, s step) string {
+func (c *crowd) say(d string, s step) string { return c.hear(d, s).From }
+
+func (c *crowd) hear(d string, s step) turn {
 	c.now = c.now.Add(time.Millisecond)
 	key := d + s.Node
 	s.Place = c.places[key]
 	t := c.step(digest.FromString(d), s, c.head, c.now)
 	c.places[key] = t.Place
-	return t.From
+	return t
 }
 
 func (c *crowd) ask(node string) string { return c.say("blob", step{Node: node, Ask: true}) }
@@ -168,18 +170,20 @@ func TestNeighbours(t *testing.T) {
 			return c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
 		}, "a"},
 		{"a slow one last in all lines", func(c *crowd) string {
-			c.line4(4 << 20)
-			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
-			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+			c.past(24 << 20)
 			c.say("other", step{Node: "a", Ask: true})
 			c.say("other", step{Node: "b", Ask: true})
 			return c.say("other", step{Node: "c", Ask: true}) // shares a with b
 		}, "a"},
 		{"a slow one as any other after a while", func(c *crowd) string {
-			c.line4(4 << 20)
-			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
-			c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+			c.past(24 << 20)
 			c.now = c.now.Add(slowMemory)
+			c.say("other", step{Node: "a", Ask: true})
+			c.say("other", step{Node: "b", Ask: true})
+			return c.say("other", step{Node: "c", Ask: true})
+		}, "b"},
+		{"one that was passed, but not for its own slowness, as any other", func(c *crowd) string {
+			c.past(8 << 20)
 			c.say("other", step{Node: "a", Ask: true})
 			c.say("other", step{Node: "b", Ask: true})
 			return c.say("other", step{Node: "c", Ask: true})
@@ -262,6 +266,15 @@ func (c *crowd) line4(at int64) {
 	c.say("blob", step{Node: "a", At: 16 << 20, From: "h"})
 	c.say("blob", step{Node: "b", At: at, From: "a"})
 	c.say("blob", step{Node: "d", At: at / 3, From: "c"})
+}
+
+// past has c pass b, which is slow, and get as many bytes a second from a.
+func (c *crowd) past(rate int64) {
+	c.line4(4 << 20)
+	c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+	c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+	c.now = c.now.Add(2 * stepEvery)
+	c.say("blob", step{Node: "c", At: 3<<20 + rate/2, From: "a"})
 }
 
 // fills has node report twice, a time apart that tells its rate, and returns

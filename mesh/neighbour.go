@@ -96,6 +96,17 @@ func (n *line) broughtIn(m *member, now time.Time) bool {
 	return false
 }
 
+// moves returns another neighbour for m, which says s, where there is one.
+func (n *line) moves(m *member, s step, head string, now time.Time) *member {
+	if to := n.pass(m, s, now); to != nil {
+		return to
+	}
+	if to := n.settled(m, now); to != nil {
+		return to
+	}
+	return n.better(m, head, now)
+}
+
 // better returns another neighbour for m, where there is one: for who takes from
 // outside the zone, anybody ahead; for who shares its neighbour with others, one
 // whom nobody takes from, which also sends a slow node to the end of the line,
@@ -130,7 +141,7 @@ func (n *line) better(m *member, head string, now time.Time) *member {
 		m.tries++
 		m.leave(from.node, now.Add(lineMemory))
 	} else {
-		n.slow[from.node] = now.Add(slowMemory)
+		m.past = from.node
 	}
 	return to
 }

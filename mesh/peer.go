@@ -86,19 +86,19 @@ func (b *Blobs) serveBlob(w http.ResponseWriter, r *http.Request) error {
 	if _, err := f.Seek(q.off, io.SeekStart); err != nil {
 		return err
 	}
-	status := http.StatusOK
-	if q.off > 0 {
+	status, length := http.StatusOK, q.last(size)+1-q.off
+	if q.off > 0 || q.end > 0 {
 		status = http.StatusPartialContent
-		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", q.off, size-1, size))
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", q.off, q.last(size), size))
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("Content-Length", strconv.FormatInt(size-q.off, 10))
+	w.Header().Set("Content-Length", strconv.FormatInt(length, 10))
 	w.WriteHeader(status)
 	if r.Method == http.MethodHead {
 		return nil
 	}
 	_ = http.NewResponseController(w).Flush() // the asker knows the size before the first byte is here
-	sent, err := b.copyOut(b.departing(w, r), f, size-q.off)
+	sent, err := b.copyOut(b.departing(w, r), f, length)
 	b.stats.bytesTo.Add(sent)
 	if err != nil {
 		b.log.Debug("a peer did not get all of a blob", "digest", q.digest, "offset", q.off, "sent", sent, "error", err, "request", oci.RequestID(r.Context()))

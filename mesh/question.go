@@ -37,6 +37,7 @@ type question struct {
 	node    string
 	digest  digest.Digest
 	off     int64
+	end     int64 // 0 for that of the blob
 	gateway bool  // it may start a download
 	repair  bool  // no client waits
 	cause   Cause // what its bytes are for
@@ -74,6 +75,14 @@ func (b *Blobs) avoids(node string) bool {
 // meanwhile that it is alive, see stayAlive.
 func (q question) waits() bool { return q.gateway || q.place > 0 && q.off == 0 }
 
+// last is the last byte asked for, of a blob of this size.
+func (q question) last(size int64) int64 {
+	if q.end > 0 {
+		return min(q.end, size) - 1
+	}
+	return size - 1
+}
+
 func (b *Blobs) exchange(ctx context.Context, method string, q question) (io.ReadCloser, int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	late := time.AfterFunc(b.patience.Answer, func() { cancel(errNoAnswer) })
@@ -89,7 +98,7 @@ func (b *Blobs) exchange(ctx context.Context, method string, q question) (io.Rea
 	}
 	var size int64
 	if err == nil {
-		if size, err = blobSize(resp, q.off); err != nil || method == http.MethodHead {
+		if size, err = blobSize(resp, q); err != nil || method == http.MethodHead {
 			_ = resp.Body.Close()
 		}
 	}
@@ -108,7 +117,10 @@ func (b *Blobs) sendQuestion(ctx context.Context, method string, q question) (*h
 	if err != nil {
 		return nil, err
 	}
-	if q.off > 0 {
+	switch {
+	case q.end > 0:
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", q.off, q.end-1))
+	case q.off > 0:
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", q.off))
 	}
 	if q.gateway {
@@ -142,7 +154,7 @@ func readQuestion(r *http.Request) (q question, err error) {
 	if q.digest, err = oci.ParseDigest(r.PathValue("digest")); err != nil {
 		return q, err
 	}
-	if q.off, err = parseRange(r.Header.Get("Range")); err != nil {
+	if q.off, q.end, err = parseRange(r.Header.Get("Range")); err != nil {
 		return q, err
 	}
 	if q.place, err = parsePlace(r.Header.Get(inLine)); err != nil {
@@ -176,18 +188,24 @@ func readCause(r *http.Request) (repair bool, cause Cause) {
 	return true, CauseRepair
 }
 
-// parseRange reads the only form of range that nodes ask each other for.
-func parseRange(s string) (int64, error) {
+// parseRange reads the forms of range that nodes ask each other for: all from
+// off on, and, with an end, the bytes before that.
+func parseRange(s string) (off, end int64, err error) {
 	if s == "" {
-		return 0, nil
+		return 0, 0, nil
 	}
 	digits, ok := strings.CutPrefix(s, "bytes=")
-	if ok {
-		digits, ok = strings.CutSuffix(digits, "-")
+	from, last, both := strings.Cut(digits, "-")
+	first, err := strconv.ParseUint(from, 10, 63)
+	if !ok || !both || err != nil {
+		return 0, 0, oci.ErrUnsupported.Because("range %.40q", s)
 	}
-	off, err := strconv.ParseUint(digits, 10, 63)
-	if !ok || err != nil {
-		return 0, oci.ErrUnsupported.Because("range %.40q", s)
+	if last == "" {
+		return int64(first), 0, nil
 	}
-	return int64(off), nil
+	final, err := strconv.ParseUint(last, 10, 62)
+	if err != nil || final < first {
+		return 0, 0, oci.ErrUnsupported.Because("range %.40q", s)
+	}
+	return int64(first), int64(final) + 1, nil
 }

@@ -225,8 +225,8 @@ func (b *Blobs) do(req *http.Request, o *outgoing, size int64) (*http.Response, 
 }
 
 // blobSize returns the size of the whole blob that resp serves from off on.
-func blobSize(resp *http.Response, off int64) (int64, error) {
-	if off == 0 {
+func blobSize(resp *http.Response, q question) (int64, error) {
+	if q.off == 0 && q.end == 0 {
 		if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 {
 			return 0, errors.New("the answer does not say how large the blob is")
 		}
@@ -234,8 +234,8 @@ func blobSize(resp *http.Response, off int64) (int64, error) {
 	}
 	var from, to, size int64
 	got := resp.Header.Get("Content-Range")
-	if _, err := fmt.Sscanf(got, "bytes %d-%d/%d", &from, &to, &size); err != nil || from != off || to != size-1 || size <= off {
-		return 0, fmt.Errorf("the answer serves %q instead of the bytes from %d on", got, off)
+	if _, err := fmt.Sscanf(got, "bytes %d-%d/%d", &from, &to, &size); err != nil || from != q.off || to != q.last(size) || size <= q.off {
+		return 0, fmt.Errorf("the answer serves %q instead of the bytes from %d on", got, q.off)
 	}
 	return size, nil
 }

@@ -14,7 +14,7 @@ source "$(dirname "$0")/lib.sh"
 # Name, pulling hosts, Mbit/s of each host, MiB, layers, seconds between starts, fault, sites of hosts ("-": one), Mbit/s
 # between sites; then what must hold: slowest, bytes out of the seed, all bytes out per host, first byte, each line. The
 # fault "gateway" kills the node of the last site that takes the image over the line; "copies" is none: all nodes own
-# blobs, three copies of each, and what their push sends counts too. In "idle" nobody pulls, and the line is kbit/s for each
+# blobs, three copies of each, and what their push sends counts too. In "slowfirst" the slow host asks 0.2 s before the others. In "idle" nobody pulls, and the line is kbit/s for each
 # node of the site.
 runs='
 n2        2 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
@@ -25,6 +25,7 @@ layers    8 100 64 8 0 -    -   -   1.20 -    -    -    -
 apart     8 100 64 1 3 -    -   -   1.12 1.30 -    -    -
 killed    8 100 64 1 0 kill -   -   1.35 -    -    -    -
 slow      8 100 64 1 0 slow -   -   1.25 -    -    -    -
+slowfirst 8 100 64 1 0 slowfirst - - 1.25 -   -    -    -
 sites2    7 100 32 1 0 -    4,4 20  1.08 -    -    -    1.06
 sites3   11 100 32 1 0 -    4,4,4 20 1.08 -   -    -    1.06
 gone2     7 100 32 1 0 gateway 4,4 20 -   -   -    -    1.11
@@ -158,9 +159,9 @@ gateway() {
 # measure: one round of the run that is set. Prints slowest, median, seed out, all out per puller, first byte, busiest line.
 measure() {
   local start at host i=0 failed=0 bytes=$((mib * 1048576)) limit victim=- status
-  case $fault in kill | slow) victim=h$((n / 2)) ;; esac
+  case $fault in kill | slow*) victim=h$((n / 2)) ;; esac
   lab_up
-  [[ $fault != slow ]] || { shape "$lab-$victim" eth0 "$((rate / 4))" && shape "$lab-core" "p$victim" "$((rate / 4))"; }
+  [[ $fault != slow* ]] || { shape "$lab-$victim" eth0 "$((rate / 4))" && shape "$lab-core" "p$victim" "$((rate / 4))"; }
   nodes_up
   counters >"$work/before"
   push_image
@@ -170,6 +171,7 @@ measure() {
   start=$(($(date +%s%N) + 1000000000 + 40000000 * n))
   for host in "${hosts[@]:1}"; do
     at=$((start + i++ * gap * 1000000000))
+    [[ $fault != slowfirst || $host == "$victim" ]] || at=$((at + 200000000))
     spawn "pull.$host" ip netns exec "$lab-$host" timeout 180 "$root/bin/puller" -at "$at" http://127.0.0.1:5000/v2/lab/image v1
   done
   [[ $fault == - ]] || sleep "$(awk -v s="$start" -v n="$(date +%s%N)" -v l="$limit" 'BEGIN { print (s - n) / 1e9 + l / 2 }')"
