@@ -14,8 +14,8 @@ source "$(dirname "$0")/lib.sh"
 # Name, pulling hosts, Mbit/s of each host, MiB, layers, seconds between starts, fault, sites of hosts ("-": one), Mbit/s
 # between sites; then what must hold: slowest, bytes out of the seed, all bytes out per host, first byte, each line. The
 # fault "gateway" kills the node of the last site that takes the image over the line; "copies" is none: all nodes own
-# blobs, three copies of each, and what their push sends counts too. In "slowfirst" the slow host asks 0.2 s before the others. In "idle" nobody pulls, and the line is kbit/s for each
-# node of the site.
+# blobs, three copies of each, and what their push sends counts too. In "slowfirst" the slow host asks 0.2 s before the
+# others. In "idle" nobody pulls, and the line is kbit/s for each node of the site.
 runs='
 n2        2 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
 n4        4 100 64 1 0 -    -   -   1.10 1.10 1.08 0.25 -
