@@ -62,10 +62,9 @@
 // little from that node now and then, and passes it where that comes faster
 // (trial.go). A neighbour that dies, denies or is silent is left at the byte
 // reached, for the one that it took from; who has no answer yet says that it is
-// alive meanwhile. The ledger
-// is in memory alone, bounded, and forgets; where the head is lost the reports
-// build it again at the next in rank. Nodes of other zones are in no line here:
-// they are served, and never named.
+// alive meanwhile. The ledger is in memory alone, bounded, and forgets; where the
+// head is lost the reports build it again at the next in rank. Nodes of other
+// zones are in no line here: they are served, and never named.
 //
 // Repairs are in the line with all others, so that what several owners of a zone
 // lack comes in once too. Each keeps to the pace of repairs until a client waits

@@ -41,7 +41,7 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) *member {
 	takers, fed := n.takers(m, now), n.fed(m)
 	var best *member
 	for _, c := range n.nodes {
-		if m.avoids(c.node, now) || fed[c.node] || !c.active(now) || !c.ahead(m, now) {
+		if !c.serves(m, fed, now) {
 			continue
 		}
 		if best == nil || cmp.Or(
@@ -150,10 +150,10 @@ func (n *line) better(m *member, head string, now time.Time) *member {
 // slower than it could, and m has nearly all of them.
 func (n *line) over(m, from *member, now time.Time) *member {
 	above := n.nodes[from.from]
-	if from.done || above == nil || above.done || !above.active(now) || m.avoids(above.node, now) {
+	if from.done || above == nil || above.done {
 		return nil
 	}
-	if from.rate == 0 || slowTimes*from.rate >= above.rate || n.fed(m)[above.node] || !above.ahead(m, now) {
+	if from.rate == 0 || slowTimes*from.rate >= above.rate || !above.serves(m, n.fed(m), now) {
 		return nil
 	}
 	behind := from.reached(now) - m.reached(now)
@@ -183,6 +183,11 @@ func (m *member) reached(now time.Time) int64 {
 		return m.at
 	}
 	return m.at + int64(m.rate*min(now.Sub(m.seen), 2*stepEvery).Seconds())
+}
+
+// serves reports whether m, which feeds these, may be sent to c.
+func (c *member) serves(m *member, fed map[string]bool, now time.Time) bool {
+	return !m.avoids(c.node, now) && !fed[c.node] && c.active(now) && c.ahead(m, now)
 }
 
 // ahead reports whether m, which has just told how far it is, may wait for c's

@@ -87,7 +87,7 @@ func (n *line) settled(m *member, now time.Time) *member {
 		n.slow[past.node] = now.Add(slowMemory)
 		return nil
 	}
-	if past.node == m.from || m.avoids(past.node, now) || n.fed(m)[past.node] || !past.active(now) || !past.ahead(m, now) {
+	if past.node == m.from || !past.serves(m, n.fed(m), now) {
 		return nil
 	}
 	return past

@@ -224,7 +224,7 @@ func (b *Blobs) do(req *http.Request, o *outgoing, size int64) (*http.Response, 
 	return resp, err
 }
 
-// blobSize returns the size of the whole blob that resp serves from off on.
+// blobSize returns the size of the whole blob of which resp serves what q asks for.
 func blobSize(resp *http.Response, q question) (int64, error) {
 	if q.off == 0 && q.end == 0 {
 		if resp.StatusCode != http.StatusOK || resp.ContentLength < 0 {
