@@ -214,7 +214,13 @@ func TestNobodyWaitsInACircle(t *testing.T) {
 	source.setTamper(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		switch phase.Load() {
 		case 0:
-			next.ServeHTTP(&cutAfter{w, 200_000}, r)
+			half := &cutAfter{w, 200_000}
+			defer func() { // before anybody can ask for the other half
+				if half.left == 0 {
+					phase.CompareAndSwap(0, 1)
+				}
+			}()
+			next.ServeHTTP(half, r)
 		case 1:
 			vain.Add(1)
 			panic(http.ErrAbortHandler)
@@ -237,7 +243,6 @@ func TestNobodyWaitsInACircle(t *testing.T) {
 	until(t, "both have one half", func() bool {
 		return gateway.store.Stats().BytesWritten >= 200_000 && owner.store.Stats().BytesWritten >= 200_000
 	})
-	phase.CompareAndSwap(0, 1)
 	until(t, "it is asked in vain", func() bool { return vain.Load() >= 5 })
 	phase.Store(2)
 	wg.Wait()
