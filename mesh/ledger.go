@@ -125,7 +125,7 @@ func (l *ledger) step(d digest.Digest, s, head step, now time.Time) turn {
 	switch {
 	case s.Done:
 	case s.Ask:
-		t.From = named(n.neighbour(m, l.self, l.usual(s.Node, d, now), now))
+		t.From = named(n.neighbour(m, n.takers(m, 0, now), l.self, l.usual(s.Node, d, now), now))
 		m.waits = t.From == "" && n.broughtIn(m, now)
 		if t.From == "" && !m.waits && now.Sub(m.turn) >= stepSilence {
 			m.turn = now

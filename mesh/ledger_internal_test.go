@@ -201,6 +201,19 @@ func TestNeighbours(t *testing.T) {
 			c.say("blob", step{Node: "d", At: 10 << 20, From: "c"})
 			return c.say("blob", step{Node: "b", At: 6 << 20, From: "a"})
 		}, "d"},
+		{"not past one that has just passed another itself", func(c *crowd) string {
+			c.line4(4 << 20)
+			for range slowSteps {
+				c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
+			}
+			c.say("blob", step{Node: "d", At: 2 << 20, From: "c"})
+			return c.say("blob", step{Node: "d", At: 2 << 20, From: "c"})
+		}, ""},
+		{"between others rather than share", func(c *crowd) string { return c.forked() }, "d"},
+		{"and then the one behind takes from it", func(c *crowd) string {
+			c.forked()
+			return c.say("blob", step{Node: "e", At: 2 << 20, From: "d"})
+		}, "b"},
 		{"past a slow link", func(c *crowd) string { return c.slowLink(1) }, "r"},
 		{"past a second one", func(c *crowd) string { return c.slowLink(2) }, "q"},
 		{"not past all: then it is slow itself", func(c *crowd) string { return c.slowLink(3) }, ""},
@@ -275,6 +288,17 @@ func (c *crowd) past(rate int64) {
 	c.say("blob", step{Node: "c", At: 3 << 20, From: "b"})
 	c.now = c.now.Add(2 * stepEvery)
 	c.say("blob", step{Node: "c", At: 3<<20 + rate/2, From: "a"})
+}
+
+// forked has b take from a, of which the line c, d, e takes, too. All but e,
+// which is slow, are ahead of b. It returns where b is led.
+func (c *crowd) forked() string {
+	c.head.Done = true
+	c.fills("a", "h", 20<<20, 24<<20)
+	c.fills("e", "d", 1<<20, 3<<19)
+	c.fills("d", "c", 10<<20, 12<<20)
+	c.fills("c", "a", 13<<20, 15<<20)
+	return c.fills("b", "a", 8<<20, 10<<20)
 }
 
 // fills has node report twice, a time apart that tells its rate, and returns

@@ -21,11 +21,12 @@ const (
 	slowMemory = time.Minute
 )
 
-// takers counts who takes from whom, without m.
-func (n *line) takers(m *member, now time.Time) map[string]int {
+// takers counts who takes from whom, without m and without those who have less
+// than so many bytes.
+func (n *line) takers(m *member, bytes int64, now time.Time) map[string]int {
 	takers := map[string]int{}
 	for _, o := range n.nodes {
-		if o != m && !o.done && o.active(now) {
+		if o != m && !o.done && o.active(now) && o.reached(now) >= bytes {
 			takers[o.from]++
 		}
 	}
@@ -36,9 +37,9 @@ func (n *line) takers(m *member, now time.Time) map[string]int {
 // nodes come last. Who gives to nobody now comes first, of these all but the
 // head, then who gave least, so that no link carries the blob twice while
 // another is idle; then the usual neighbour, then who is finished, and then who
-// has most.
-func (n *line) neighbour(m *member, head, usual string, now time.Time) *member {
-	takers, fed := n.takers(m, now), n.fed(m)
+// has most. takers is who takes from whom, as far as it matters.
+func (n *line) neighbour(m *member, takers map[string]int, head, usual string, now time.Time) *member {
+	fed := n.fed(m)
 	var best *member
 	for _, c := range n.nodes {
 		if !c.serves(m, fed, now) {
@@ -62,9 +63,9 @@ func (n *line) neighbour(m *member, head, usual string, now time.Time) *member {
 
 // idle is neighbour, of those who are not slow and whom nobody takes from, m
 // neither.
-func (n *line) idle(m *member, head string, now time.Time) *member {
-	to := n.neighbour(m, head, "", now)
-	if to == nil || to.node == m.from || now.Before(n.slow[to.node]) || n.takers(m, now)[to.node] > 0 {
+func (n *line) idle(m *member, takers map[string]int, head string, now time.Time) *member {
+	to := n.neighbour(m, takers, head, "", now)
+	if to == nil || to.node == m.from || now.Before(n.slow[to.node]) || takers[to.node] > 0 {
 		return nil
 	}
 	return to
@@ -110,19 +111,24 @@ func (n *line) moves(m *member, s step, head string, now time.Time) *member {
 // better returns another neighbour for m, where there is one: for who takes from
 // outside the zone, anybody ahead; for who shares its neighbour with others, one
 // whom nobody takes from, which also sends a slow node to the end of the line,
-// where it holds up nobody; and for who is held up by its neighbour, see past.
+// where it holds up nobody, or one whose takers m is ahead of, since they share
+// it next and may take from m; and for who is held up by its neighbour, see over
+// and around.
 func (n *line) better(m *member, head string, now time.Time) *member {
 	if m.from == "" {
-		return n.neighbour(m, head, "", now)
+		return n.neighbour(m, n.takers(m, 0, now), head, "", now)
 	}
 	from := n.nodes[m.from]
 	if from == nil || now.Sub(m.moved) < 2*stepEvery || m.rate == 0 {
 		return nil
 	}
-	if n.takers(m, now)[m.from] > 0 {
-		if to := n.idle(m, head, now); to != nil && to.node != head {
+	if n.takers(m, 0, now)[m.from] > 0 {
+		if to := n.idle(m, n.takers(m, m.at, now), head, now); to != nil && to.node != head {
 			return to
 		}
+	}
+	if now.Sub(from.moved) < 2*stepEvery { // the rates of both are still those of another source
+		return nil
 	}
 	to := n.over(m, from, now)
 	slowLink := to == nil
@@ -171,7 +177,7 @@ func (n *line) around(m, from *member, head string, now time.Time) *member {
 	}
 	for _, o := range n.nodes {
 		if slowTimes*m.rate < o.rate {
-			return n.idle(m, head, now)
+			return n.idle(m, n.takers(m, 0, now), head, now)
 		}
 	}
 	return nil

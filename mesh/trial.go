@@ -50,7 +50,7 @@ func (n *line) trial(m *member, now time.Time) string {
 	if m.from != first.node && !now.Before(n.vain[m.from]) {
 		return ""
 	}
-	if n.takers(m, now)[m.from] > 0 { // which halves what m gets
+	if n.takers(m, 0, now)[m.from] > 0 { // which halves what m gets
 		return ""
 	}
 	if m.avoids(first.from, now) || !n.nodes[first.from].active(now) {
